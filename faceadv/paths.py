@@ -1,6 +1,7 @@
 """Where data sets, caches and downloads live, and how a file is written whole or not at all."""
 
 import contextlib
+import difflib
 import os
 import tempfile
 from pathlib import Path
@@ -42,3 +43,9 @@ def _umask():
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def nearest(name, names):
+    """The words ", did you mean …?" for a mistyped name, or nothing."""
+    close = difflib.get_close_matches(str(name), list(names), n=2)
+    return f' (did you mean {" or ".join(close)}?)' if close else ""

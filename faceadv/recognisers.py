@@ -1,0 +1,143 @@
+"""Face recognisers: chips in, embeddings out, with a distance and a threshold.
+
+Resizing and normalisation are inside, so gradients and budgets are in pixels of [0, 1].
+"""
+
+import functools
+import os
+
+import joblib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from faceadv import dlib_net, weights
+from faceadv.images import check_images
+from faceadv.paths import cache_root, nearest, replacing
+
+NAMES = ("dlib", "mobile", "facenet-vggface2", "facenet-casia")
+PRECISIONS = ("auto", "float32")
+
+
+def has_bfloat16(device):
+    """Whether the device computes in bfloat16 natively (elsewhere it would be slower than float32)."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return torch.device(device).type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+class Recogniser(nn.Module):
+    """A frozen embedding network with a distance and a decision threshold.
+
+    name       what was loaded
+    threshold  two chips at a smaller distance are said to show one person
+    precision  "auto": ``embed(..., fast=True)``, which attacks use, runs in bfloat16 where the hardware has it;
+               "float32": everything in float32
+    """
+
+    def __init__(self, name, network, threshold, unit=False, precision="auto"):
+        super().__init__()
+        if precision not in PRECISIONS:
+            raise ValueError(f'precision must be one of {", ".join(PRECISIONS)}, not "{precision}".')
+        self.name, self.threshold, self.unit, self.precision = name, threshold, unit, precision
+        self.network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+    def train(self, mode=True):
+        """Stays in evaluation mode: this network is never trained here."""
+        return super().train(False)
+
+    def embed(self, images, fast=False):
+        """Embeddings (N, D) float32 of images (N, 3, H, W) in [0, 1], differentiable.
+
+        fast: bfloat16 where ``precision`` and the hardware allow it; scores are always taken without.
+        Raises ``ValueError`` for anything else than such images.
+        """
+        check_images(images)
+        device = images.device.type
+        half = fast and self.precision == "auto" and has_bfloat16(images.device)
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            embeddings = self.network(images)
+        embeddings = embeddings.float()
+        return F.normalize(embeddings) if self.unit else embeddings
+
+    def distance(self, a, b):
+        """Euclidean distance (N,) between rows of embeddings; its gradient is 0, not NaN, where a = b."""
+        squared = (a - b).square().sum(-1)
+        return torch.where(squared > 0, squared, 1.0).sqrt() * (squared > 0)
+
+    def forward(self, images):
+        """Same as ``embed``."""
+        return self.embed(images)
+
+
+def load(name, device="cpu", precision="auto"):
+    """Load a recogniser: "dlib" and "mobile" ship with the packages, "facenet-…" must be fetched first.
+
+    Raises ``ValueError`` for an unknown name, ``FileNotFoundError`` if weights are missing.
+    """
+    if name == "dlib":
+        network, threshold, unit = dlib_net.load(), 0.6, False  # the author's threshold
+    elif name == "mobile":
+        from faceadv import mobile
+
+        network, threshold, unit = mobile.load(), mobile.THRESHOLD, True
+    elif name in NAMES:
+        network, threshold, unit = FaceNet(weights.find(name)), 1.1**0.5, True  # squared distance 1.1, as in ResGN
+    else:
+        raise ValueError(f'There is no recogniser "{name}"{nearest(name, NAMES)}; there are {", ".join(NAMES)}.')
+    return Recogniser(name, network, threshold, unit, precision).to(device)
+
+
+class FaceNet(nn.Module):
+    """facenet-pytorch's InceptionResnetV1 on chips: resized to 160 and scaled to [-1, 1] inside, 512-d out."""
+
+    def __init__(self, path):
+        super().__init__()
+        from facenet_pytorch import InceptionResnetV1
+
+        state = weights.read_state(path)
+        state = {key: value for key, value in state.items() if not key.startswith("logits.")}  # its classifier head
+        self.net = InceptionResnetV1(pretrained=None)
+        try:
+            self.net.load_state_dict(state)
+        except RuntimeError as e:
+            raise ValueError(f"{path} does not hold the weights of InceptionResnetV1.") from e
+
+    def forward(self, images):
+        x = F.interpolate(images, (160, 160), mode="bilinear", align_corners=False)
+        return self.net((x * 255 - 127.5) / 128)
+
+
+@torch.no_grad()
+def embed_all(recogniser, images, batch=32):
+    """Embeddings (N, D) float32 on the CPU of any number of images, in batches and without gradients."""
+    device = next(recogniser.buffers(), next(recogniser.parameters(), torch.empty(0))).device
+    starts = range(0, len(images), batch)
+    slow = len(images) > 2000 and not os.environ.get("FACEADV_QUIET")
+    bar = tqdm(starts, desc=f"embedding by {recogniser.name}", unit="batch", disable=not slow)
+    return torch.cat([recogniser.embed(_floats(images[i : i + batch]).to(device)).cpu() for i in bar])
+
+
+def embed_faces(recogniser, faces):
+    """``embed_all`` of a FaceSet, kept in the cache: keyed by the chips themselves and the network's weights."""
+    key = joblib.hash([np.asarray(faces.chips), _fingerprint(recogniser)])
+    path = cache_root() / "embeddings" / f"{recogniser.name}-{key}.npy"
+    if not path.exists():
+        embeddings = embed_all(recogniser, faces.chips).numpy()
+        with replacing(path) as part, open(part, "wb") as file:
+            np.save(file, embeddings)
+    return torch.from_numpy(np.load(path))
+
+
+@functools.lru_cache(maxsize=8)
+def _fingerprint(recogniser):
+    return joblib.hash([tensor.cpu().numpy() for tensor in recogniser.state_dict().values()])
+
+
+def _floats(chips):
+    """8-bit chips as a float tensor; a float tensor as it is."""
+    if isinstance(chips, torch.Tensor) and chips.is_floating_point():
+        return chips
+    return torch.from_numpy(np.array(chips)).float().div_(255)

@@ -1,0 +1,47 @@
+"""What every training run here shares: checkpoints that survive a kill, a log, a learning rate."""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+
+from faceadv.paths import replacing
+
+
+def save(path, state):
+    """Write a checkpoint whole or not at all: a kill at any point leaves the last one."""
+    with replacing(path) as part:
+        torch.save(state, part)
+
+
+def resume(path):
+    """The last checkpoint as a dict, or None. Loaded with ``weights_only=True``."""
+    return torch.load(path, weights_only=True) if Path(path).exists() else None
+
+
+def log(path, row):
+    """Append one row (a dict with "step") to a JSON-lines file."""
+    with open(path, "a") as file:
+        file.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()}) + "\n")
+
+
+def trim_log(path, step):
+    """Drop the rows after ``step``, which a resumed run will write again."""
+    path = Path(path)
+    if path.exists():
+        rows = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+        with replacing(path) as part:
+            part.write_text("".join(row + "\n" for row in rows))
+
+
+def one_cycle(step, steps, peak, warm=0.1):
+    """Learning rate at ``step``: linear warm-up over the first tenth, then half a cosine down to zero."""
+    if step < warm * steps:
+        return peak * (step + 1) / (warm * steps)
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warm * steps) / (steps - warm * steps)))
+
+
+def generator(seed, step):
+    """A random generator that depends on seed and step alone, so that a resumed run draws the same numbers."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
