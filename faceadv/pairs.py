@@ -65,6 +65,19 @@ def _read_lfw(faces, path):
     return Pairs(first, second, same.bool(), fold, dropped)
 
 
+def calibration_and_test(faces, root=None):
+    """Pairs to choose a threshold on, and pairs of other people to report: ``(calibration, test)``.
+
+    LFW: View 1's training and test pairs as published. Any other set: all pairs within the first and within the
+    second half of its people.
+    """
+    if faces.name == "lfw":
+        return lfw_view1(faces, "train", root), lfw_view1(faces, "test", root)
+    pairs, late = all_pairs(faces), faces.labels >= len(faces.names) // 2
+    first, second = late[pairs.first], late[pairs.second]
+    return pairs[~first & ~second], pairs[first & second]
+
+
 def sample(pairs, per_kind, seed=0):
     """``per_kind`` same and as many different pairs, drawn without replacement; ``ValueError`` if there are fewer."""
     generator = torch.Generator().manual_seed(seed)

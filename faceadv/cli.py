@@ -1,0 +1,195 @@
+"""The command ``faceadv``: run the notebooks, fetch and check data and weights, train what ships."""
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+
+from faceadv.paths import nearest
+
+TRAINERS = {"mobile": "faceadv.train_mobile:main"}
+
+
+def main(argv=None):
+    """Run one command and return its exit status: 0, 1 for a failure, 2 for a request that makes no sense.
+
+    Errors that are to be expected are one sentence on stderr; FACEADV_DEBUG=1 shows the traceback.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        return args.command(args)
+    except KeyboardInterrupt:
+        print("faceadv: interrupted.", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError, ImportError) as e:
+        if os.environ.get("FACEADV_DEBUG"):
+            raise
+        print(f"faceadv: {' '.join(str(e).split()) or type(e).__name__}", file=sys.stderr)
+        return 2 if isinstance(e, ValueError) else 1
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="faceadv", description="Adversarial faces: a course in notebooks.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run notebooks, keep the executed copies and an index page")
+    run.add_argument(
+        "names", nargs="*", metavar="NN", help="notebooks by number or name; all of them by default"
+    )
+    run.add_argument("--profile", help="a named set of parameters: smoke, orl (the default), lfw or paper")
+    run.add_argument(
+        "-p",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="one parameter, for all named",
+    )
+    run.add_argument("--out", default="build", metavar="DIR", help="where executed copies go (build)")
+    run.add_argument("--fresh", action="store_true", help="run even what has not changed")
+    run.add_argument(
+        "--update",
+        action="store_true",
+        help="regenerate the committed notebooks and results/ with profile orl",
+    )
+    run.set_defaults(command=_run)
+
+    for kind, what in (("data", "data sets"), ("weights", "network weights")):
+        group = commands.add_parser(kind, help=f"list, fetch and check {what}").add_subparsers(
+            required=True, metavar="ACTION"
+        )
+        actions = {
+            "list": group.add_parser("list", help=f"the {what}, and which are here"),
+            "fetch": group.add_parser("fetch", help="download one, checked"),
+            "check": group.add_parser("check", help="whether what is here is whole"),
+        }
+        for action, sub in actions.items():
+            if action == "fetch" or (action == "check" and kind == "data"):
+                sub.add_argument("name", metavar="NAME")
+            if kind == "data":
+                sub.add_argument(
+                    "--root", metavar="DIR", help="folder with data sets instead of FACEADV_DATA"
+                )
+            sub.set_defaults(command=globals()[f"_{kind}_{action}"])
+
+    commands.add_parser("check", help="whether everything here is as it should be").set_defaults(
+        command=_check
+    )
+
+    train = commands.add_parser("train", help="train a network that ships")
+    train.add_argument("name", metavar="NAME", help=", ".join(TRAINERS))
+    train.add_argument("--profile", default="lfw", help="lfw by default: what ships is trained on it")
+    train.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    train.set_defaults(command=_train)
+    return parser
+
+
+def _run(args):
+    from faceadv import run
+
+    names, overrides = args.names or ["all"], dict(args.p)
+    # a polite kill ends like Ctrl-C, so that no kernel is left
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        if args.update:
+            if args.profile not in (None, "orl") or overrides:
+                raise ValueError(
+                    "--update regenerates the notebooks with profile orl as it is: no other profile, no -p."
+                )
+            results = run.update(names, out=args.out, fresh=args.fresh)
+        else:
+            results = run.run(names, args.profile or "orl", overrides, out=args.out, fresh=args.fresh)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    print(run.summary(results))
+    print(f"Open {os.path.join(args.out, 'index.html')}")
+    return int(any(result.status == "failed" for result in results))
+
+
+def _data_list(args):
+    from faceadv import fetch
+
+    for row in fetch.listing(args.root):
+        where = row["found"] or f"not here: faceadv data fetch {row['name']}"
+        print(f"{row['name']:8} {row['what']}\n         {row['size']}; {row['licence']}\n         {where}")
+    return 0
+
+
+def _data_fetch(args):
+    from faceadv import fetch
+
+    _known(args.name, fetch.listing(args.root), "data set")
+    print(fetch.fetch(args.name, root=args.root))
+    return 0
+
+
+def _data_check(args):
+    from faceadv import fetch
+
+    _known(args.name, fetch.listing(args.root), "data set")
+    return _report(fetch.check(args.name, root=args.root))
+
+
+def _weights_list(args):
+    from faceadv import weights
+
+    for row in weights.listing():
+        state = (
+            f"{row['size']}, {row['path']}"
+            if row["found"]
+            else f"not here: faceadv weights fetch {row['name']}"
+        )
+        print(f"{row['name']:18} {row['what']}\n{'':18} {state}")
+    return 0
+
+
+def _weights_fetch(args):
+    from faceadv import weights
+
+    row = _known(args.name, weights.listing(), "network with weights")
+    print(row["path"] if row["found"] else weights.fetch(args.name))
+    return 0
+
+
+def _weights_check(args):
+    from faceadv import weights
+
+    return _report(weights.check())
+
+
+def _check(args):
+    from faceadv import environment
+
+    return _report(environment.report())
+
+
+def _train(args):
+    from faceadv import profiles
+
+    if args.name not in TRAINERS:
+        raise ValueError(f'There is nothing called "{args.name}" to train{nearest(args.name, TRAINERS)}.')
+    if args.profile not in profiles.names():
+        profiles.load(args.profile)  # says which there are
+    module, function = TRAINERS[args.name].split(":")
+    print(getattr(importlib.import_module(module), function)(profile=args.profile, resume=args.resume))
+    return 0
+
+
+def _known(name, rows, what):
+    """The row of that name. Raises ``ValueError``."""
+    for row in rows:
+        if row["name"] == name:
+            return row
+    names = [row["name"] for row in rows]
+    raise ValueError(f'There is no {what} "{name}"{nearest(name, names)}; there are {", ".join(names)}.')
+
+
+def _report(results):
+    for ok, text in results:
+        print(f"[{'OK' if ok else 'FAIL'}] {text}")
+    return int(not all(ok for ok, _ in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
