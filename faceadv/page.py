@@ -34,8 +34,8 @@ pre { overflow-x: auto; margin: 0.4rem 0; white-space: pre-wrap }
   background: var(--soft); border-radius: 4px; padding: 0.6rem 0.8rem; white-space: pre }
 .output_stderr pre, .output_error pre { border-left: 3px solid var(--bad); padding-left: 0.6rem }
 .prompt, .failed { color: var(--bad) } .prompt { display: none }
-table { border-collapse: collapse; display: block; overflow-x: auto; margin: 0.8rem 0; font-size: 0.9rem }
-th, td { border-bottom: 1px solid var(--line); padding: 0.25rem 0.6rem; text-align: right }
+table { border: 0; border-collapse: collapse; display: block; overflow-x: auto; margin: 0.8rem 0; font-size: 0.9rem }
+th, td { border: 0; border-bottom: 1px solid var(--line); padding: 0.25rem 0.6rem; text-align: right }
 th:first-child, td:first-child, .text_cell td, .text_cell th { text-align: left }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 4px }
 svg.math { vertical-align: middle; fill: currentColor; max-width: 100% }
@@ -119,7 +119,7 @@ class _Renderer(IPythonRenderer):
         return _display(rf"\begin{{{name}}}{body}\end{{{name}}}")
 
     def inline_math(self, body):
-        return _svg(body, 12) or f"<code>{html.escape(body)}</code>"
+        return _svg(body, 14) or f"<code>{html.escape(body)}</code>"
 
     def block_mermaidjs(self, code):
         return f"<pre>{html.escape(code)}</pre>"
@@ -128,16 +128,22 @@ class _Renderer(IPythonRenderer):
 def _display(tex):
     """A displayed equation; the rows of an aligned one below each other."""
     bare = re.sub(r"\\(begin|end)\{(aligned|align|equation|gather|gathered|split)\*?\}", "", tex)
-    rows = [_svg(row.replace("&", ""), 13) for row in re.split(r"\\\\(?:\[[^\]]*\])?", bare) if row.strip()]
+    rows = [
+        _svg(row.replace("&", ""), 15, display=True)
+        for row in re.split(r"\\\\(?:\[[^\]]*\])?", bare)
+        if row.strip()
+    ]
     inner = "<br>".join(rows) if all(rows) else f"<code>{html.escape(tex.strip())}</code>"
     return f'<span class="math">{inner}</span>'
 
 
-def _svg(tex, size):
+def _svg(tex, size, display=False):
     """An equation drawn by Matplotlib as outlines (MathJax comes from the network), or None if it cannot."""
     simple = " ".join(tex.split())
     for pattern, word in SYNONYMS:
         simple = re.sub(pattern, word, simple)
+    if display:
+        simple = simple.replace(r"\frac", r"\dfrac")
     font = FontProperties(math_fontfamily="stix")
     try:
         outline = TextPath((0, 0), f"${simple.strip()}$", size=size * 4 / 3, prop=font)

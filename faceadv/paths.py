@@ -31,9 +31,9 @@ def replacing(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
-    os.chmod(name, 0o666 & ~_umask())
     try:
         yield Path(name)
+        os.chmod(name, 0o666 & ~_umask())  # mkstemp's, and safetensors', are for the owner alone
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)

@@ -23,9 +23,12 @@ PRECISIONS = ("auto", "float32")
 
 def has_bfloat16(device):
     """Whether the device computes in bfloat16 natively (elsewhere it would be slower than float32)."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return torch.device(device).type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # oneDNN also takes bfloat16 on AVX-512 without instructions for it, and torch for macOS has no oneDNN
+    native = any(torch.cpu.get_capabilities().get(key) for key in ("avx512_bf16", "amx_bf16", "bf16"))
+    return kind == "cpu" and native and torch.backends.mkldnn.is_available()
 
 
 class Recogniser(nn.Module):
@@ -33,8 +36,8 @@ class Recogniser(nn.Module):
 
     name       what was loaded
     threshold  two chips at a smaller distance are said to show one person
-    precision  "auto": ``embed(..., fast=True)``, which attacks use, runs in bfloat16 where the hardware has it;
-               "float32": everything in float32
+    precision  "auto": ``embed(..., fast=True)``, which attacks use, runs in bfloat16 where the hardware
+               has it; "float32": everything in float32
     """
 
     def __init__(self, name, network, threshold, unit=False, precision="auto"):
@@ -49,7 +52,7 @@ class Recogniser(nn.Module):
         return super().train(False)
 
     def embed(self, images, fast=False):
-        """Embeddings (N, D) float32 of images (N, 3, H, W) in [0, 1], differentiable.
+        """Embeddings (N, D) float32 of float images (N, 3, H, W) RGB in [0, 1], differentiable.
 
         fast: bfloat16 where ``precision`` and the hardware allow it; scores are always taken without.
         Raises ``ValueError`` for anything else than such images.
@@ -58,7 +61,7 @@ class Recogniser(nn.Module):
         device = images.device.type
         half = fast and self.precision == "auto" and has_bfloat16(images.device)
         with torch.autocast(device, torch.bfloat16, enabled=half):
-            embeddings = self.network(images)
+            embeddings = self.network(images.float())
         embeddings = embeddings.float()
         return F.normalize(embeddings) if self.unit else embeddings
 
@@ -82,23 +85,30 @@ def load(name, device="cpu", precision="auto"):
     elif name == "mobile":
         from faceadv import mobile
 
-        network, threshold, unit = mobile.load(), mobile.THRESHOLD, True
+        (network, threshold), unit = mobile.load(), True
     elif name in NAMES:
-        network, threshold, unit = FaceNet(weights.find(name)), 1.1**0.5, True  # squared distance 1.1, as in ResGN
+        # ResGN's threshold is 1.1 on the squared distance
+        network, threshold, unit = FaceNet(weights.find(name)), 1.1**0.5, True
     else:
-        raise ValueError(f'There is no recogniser "{name}"{nearest(name, NAMES)}; there are {", ".join(NAMES)}.')
+        known = ", ".join(NAMES)
+        raise ValueError(f'There is no recogniser "{name}"{nearest(name, NAMES)}; there are {known}.')
     return Recogniser(name, network, threshold, unit, precision).to(device)
 
 
 class FaceNet(nn.Module):
-    """facenet-pytorch's InceptionResnetV1 on chips: resized to 160 and scaled to [-1, 1] inside, 512-d out."""
+    """facenet-pytorch's InceptionResnetV1 with weights from a file as that project publishes them.
+
+    Input: (N, 3, H, W) float32 RGB in [0, 1], resized to 160 and scaled to [-1, 1] inside.
+    Output: (N, 512) of unit length. Raises ``ValueError`` for the weights of another network.
+    """
 
     def __init__(self, path):
         super().__init__()
         from facenet_pytorch import InceptionResnetV1
 
         state = weights.read_state(path)
-        state = {key: value for key, value in state.items() if not key.startswith("logits.")}  # its classifier head
+        # the published files hold a classifier head too
+        state = {key: value for key, value in state.items() if not key.startswith("logits.")}
         self.net = InceptionResnetV1(pretrained=None)
         try:
             self.net.load_state_dict(state)
@@ -112,7 +122,12 @@ class FaceNet(nn.Module):
 
 @torch.no_grad()
 def embed_all(recogniser, images, batch=32):
-    """Embeddings (N, D) float32 on the CPU of any number of images, in batches and without gradients."""
+    """Embeddings (N, D) float32 on the CPU of many images, in batches and without gradients.
+
+    images: a tensor as ``embed`` takes it, an 8-bit array or tensor (N, 3, H, W), or a FaceSet.
+    """
+    # a FaceSet's chips stay on the disk, its ``images`` would all be in memory
+    images = images.chips if hasattr(images, "chips") else getattr(images, "images", images)
     device = next(recogniser.buffers(), next(recogniser.parameters(), torch.empty(0))).device
     starts = range(0, len(images), batch)
     slow = len(images) > 2000 and not os.environ.get("FACEADV_QUIET")
@@ -121,7 +136,7 @@ def embed_all(recogniser, images, batch=32):
 
 
 def embed_faces(recogniser, faces):
-    """``embed_all`` of a FaceSet, kept in the cache: keyed by the chips themselves and the network's weights."""
+    """``embed_all`` of a FaceSet, kept in the cache under a hash of the chips and the network's weights."""
     key = joblib.hash([np.asarray(faces.chips), _fingerprint(recogniser)])
     path = cache_root() / "embeddings" / f"{recogniser.name}-{key}.npy"
     if not path.exists():

@@ -150,8 +150,9 @@ def table(record, names=None):
         "paper": [_shown(entries[name]["paper"]) for name in shown],
         **{key: [_shown(entries[name][key]) for name in shown] for key in ("unit", "n", "how", "note")},
     }
+    pd.set_option("display.max_colwidth", None)  # how and note are sentences, which pandas would cut
     filled = {key: column for key, column in columns.items() if any(column) or key == "ours [low, high]"}
-    return pd.DataFrame(filled, index=pd.Index(list(shown.values()), name="number"))
+    return pd.DataFrame(filled, index=list(shown.values()))
 
 
 def _ours(entry):

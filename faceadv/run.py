@@ -18,6 +18,7 @@ import papermill
 import psutil
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
+from jupyter_core.utils import ensure_event_loop
 from nbclient.exceptions import DeadKernelError
 
 from faceadv import page, profiles, records
@@ -172,6 +173,10 @@ def _run_one(path, values, copy, meta, label, quiet, out):
             status = "finished"
         except papermill.PapermillExecutionError as e:
             status, number, error = "failed", e.exec_count, _one_line(f"{e.ename}: {e.evalue}")
+        except KeyboardInterrupt:
+            # nbclient leaves its task behind, and asyncio would print a traceback for it
+            ensure_event_loop().set_exception_handler(lambda loop, context: None)
+            raise
         except DeadKernelError:
             status, error = "failed", "the kernel died (out of memory?)"
         except Exception as e:  # no kernel, a full disk, …: this notebook failed, the next may not
@@ -226,6 +231,7 @@ def _kernel():
     managers, peak, family, stop = [], [0], set(), threading.Event()
     path = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    command.append("--log-level=50")  # the kernel's own log; what cells print and raise is in their outputs
 
     class Manager(AsyncKernelManager):
         def __init__(self, *args, **kwargs):

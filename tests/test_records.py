@@ -1,0 +1,95 @@
+"""Records: written whole, read back, compared by their numbers only, shown as tables."""
+
+import json
+
+import numpy as np
+import pytest
+
+from faceadv import records
+from faceadv.records import number
+
+
+def write(path, value=0.9312345678, **run):
+    numbers = [
+        number(
+            "success", np.float32(value), 0.91, 0.95, n=np.int64(500), unit="%", how="bootstrap", paper=0.99
+        ),
+        number("photos", 400, note="a | b"),
+        number("not measured", None, paper="about 95"),
+    ]
+    return records.write(
+        path, notebook="01_attacks", profile="orl", seed=0, numbers=numbers, data="ORL", **run
+    )
+
+
+def test_round_trip(tmp_path):
+    path = records.place(tmp_path, "orl", "01_attacks")
+    record = write(path, device="cpu", seconds=1.0)
+    assert records.read(path) == record
+    assert path == tmp_path / "orl" / "01_attacks.json"
+    assert list(record) == ["notebook", "profile", "seed", "data", "numbers", "run"]
+    assert list(record["numbers"][0]) == ["name", "value", "low", "high", "n", "unit", "how", "paper", "note"]
+    assert record["numbers"][0]["value"] == 0.931235
+    assert record["run"]["versions"]["numpy"] == np.__version__
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_differs_from_run_to_run_is_apart(tmp_path):
+    write(tmp_path / "a.json", device="cpu", seconds=1.0)
+    write(tmp_path / "b.json", device="gpu", seconds=2.0)
+    texts = [json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json")]
+    assert texts[0].pop("run") != texts[1].pop("run")
+    assert json.dumps(texts[0]) == json.dumps(texts[1])
+
+
+def test_same_compares_numbers(tmp_path):
+    a = write(tmp_path / "a.json")
+    b = write(tmp_path / "b.json", value=0.9322)
+    assert records.same(a, tmp_path / "a.json")
+    assert not records.same(a, b)
+    assert records.same(a, b, rtol=0.002)
+    assert records.differences(a, b) == ["value of success: 0.931235 and 0.9322"]
+    assert records.differences(a, {"numbers": a["numbers"][:2]}) == ["not measured is in one record only"]
+    assert records.differences(a, {"numbers": [*a["numbers"][:2], number("not measured", 1)]}, rtol=1) == [
+        "paper of not measured: 'about 95' and None",
+        "value of not measured: None and 1",
+    ]
+
+
+def test_table_and_markdown(tmp_path):
+    record = write(tmp_path / "a.json")
+    table = records.table(record)
+    assert list(table.columns) == ["ours [low, high]", "paper", "unit", "n", "how", "note"]
+    assert table.loc["success", "ours [low, high]"] == "0.9312 [0.91, 0.95]"
+    assert table.loc["not measured"].tolist() == ["", "about 95", "", "", "", ""]
+    chosen = records.table(record, {"photos": "How many"})
+    assert (list(chosen.index), list(chosen.columns)) == (["How many"], ["ours [low, high]", "note"])
+    assert records.markdown(record, ["photos"]) == (
+        "| number | ours [low, high] | note |\n| --- | --- | --- |\n| photos | 400 | a \\| b |\n"
+    )
+    with pytest.raises(ValueError, match=r"did you mean photos\?"):
+        records.table(record, ["photo"])
+
+
+def test_what_a_record_cannot_hold_is_refused_and_the_old_one_stays(tmp_path):
+    path = tmp_path / "a.json"
+    write(path)
+    before = path.read_text()
+    for numbers, told in (
+        ([{"name": "psnr", "value": float("inf")}], "value of psnr is inf"),
+        ([number("a", 1), number("a", 2)], "a came more than once"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            records.write(path, notebook="n", profile="orl", seed=0, numbers=numbers)
+    with pytest.raises(TypeError):
+        records.write(path, notebook="n", profile="orl", seed=0, numbers=[number("a", {1})])
+    assert path.read_text() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_is_no_record_is_told(tmp_path):
+    (tmp_path / "a.json").write_text("<html>")
+    with pytest.raises(ValueError, match=r"a\.json is not a record"):
+        records.read(tmp_path / "a.json")
+    with pytest.raises(FileNotFoundError):
+        records.read(tmp_path / "b.json")
