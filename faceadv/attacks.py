@@ -167,7 +167,9 @@ def _gradient(objective, x, rows):
         (g,) = torch.autograd.grad(loss.sum(), x)
     bad = ~g.isfinite().flatten(1).all(1)
     if bad.any():
-        raise RuntimeError(f"The gradient of {int(bad.sum())} of {len(x)} images is not finite: the loss has no slope there.")
+        raise RuntimeError(
+            f"The gradient of {int(bad.sum())} of {len(x)} images is not finite: the loss has no slope there."
+        )
     return g, loss.detach(), reached
 
 

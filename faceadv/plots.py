@@ -83,7 +83,14 @@ def slider(images, labels, description, still):
     still.savefig(file, format="png")
     plt.close(still)
     view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
-    display({"application/vnd.jupyter.widget-view+json": view, "image/png": base64.b64encode(file.getvalue()).decode(), "text/plain": description}, raw=True)
+    display(
+        {
+            "application/vnd.jupyter.widget-view+json": view,
+            "image/png": base64.b64encode(file.getvalue()).decode(),
+            "text/plain": description,
+        },
+        raw=True,
+    )
 
 
 def _png(image):

@@ -22,18 +22,14 @@ def names():
 def load(profile):
     """The parameters of a profile: notebook stem (or ``all``) -> {name: value}. Raises ``ValueError``."""
     if profile not in names():
-        raise ValueError(
-            f'There is no profile "{profile}"{nearest(profile, names())}; there are {", ".join(names())}.'
-        )
+        raise ValueError(f'There is no profile "{profile}"{nearest(profile, names())}; there are {", ".join(names())}.')
     path = NOTEBOOKS / "profiles" / f"{profile}.yaml"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as e:
         raise ValueError(f"{path.name} is not YAML: {' '.join(str(e).split())}.") from e
     if not isinstance(content, dict) or not all(isinstance(part or {}, dict) for part in content.values()):
-        raise ValueError(
-            f"{path.name} must map notebooks to their parameters, each a mapping of names to values."
-        )
+        raise ValueError(f"{path.name} must map notebooks to their parameters, each a mapping of names to values.")
     return {str(stem): part or {} for stem, part in content.items()}
 
 
@@ -53,9 +49,7 @@ def parameters(profile, notebook_path, overrides=None):
     for given in (content.get("all", {}), content.get(stem, {}), overrides or {}):
         for name, value in given.items():
             if name not in known:
-                raise ValueError(
-                    f'{stem} has no parameter "{name}"{nearest(name, known)}; it has {", ".join(known)}.'
-                )
+                raise ValueError(f'{stem} has no parameter "{name}"{nearest(name, known)}; it has {", ".join(known)}.')
             text = given is overrides and isinstance(value, str)
             values[name] = _checked(value, *known[name], f"{name} of {stem}", text)
     return values
@@ -69,9 +63,7 @@ def declared(notebook_path):
     notebook = read_notebook(notebook_path)
     tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     if len(tagged) != 1:
-        raise ValueError(
-            f"{notebook_path.name} has {len(tagged)} cells tagged parameters; it must have exactly one."
-        )
+        raise ValueError(f"{notebook_path.name} has {len(tagged)} cells tagged parameters; it must have exactly one.")
     # papermill fills {…} in paths, so it gets the notebook itself
     return {name: _type(entry) for name, entry in papermill.inspect_notebook(notebook).items()}
 
@@ -98,9 +90,7 @@ def _checked(value, kind, item, optional, where, text):
         return float(value)
     if type(value) is not TYPES[kind]:
         if kind == "float" and _number(value) is not None:
-            raise ValueError(
-                f"{where} must be a float, and YAML reads {value} as text: write {_with_point(value)}."
-            )
+            raise ValueError(f"{where} must be a float, and YAML reads {value} as text: write {_with_point(value)}.")
         raise ValueError(f"{where} must be of type {kind}, not {type(value).__name__} ({value!r}).")
     if item:
         what = f"an item of {where}"

@@ -45,7 +45,8 @@ class Recogniser(nn.Module):
         if precision not in PRECISIONS:
             raise ValueError(f'precision must be one of {", ".join(PRECISIONS)}, not "{precision}".')
         self.name, self.threshold, self.unit, self.precision = name, threshold, unit, precision
-        self.network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.network = network.requires_grad_(False).to(memory_format=torch.channels_last)
+        self.eval()
 
     def train(self, mode=True):
         """Stays in evaluation mode: this network is never trained here."""
@@ -153,6 +154,6 @@ def _fingerprint(recogniser):
 
 def _floats(chips):
     """8-bit chips as a float tensor; a float tensor as it is."""
-    if isinstance(chips, torch.Tensor) and chips.is_floating_point():
-        return chips
-    return torch.from_numpy(np.array(chips)).float().div_(255)
+    if not isinstance(chips, torch.Tensor):
+        chips = torch.from_numpy(np.array(chips))  # a copy: torch warns of memory-mapped, read-only arrays
+    return chips.float() / 255 if chips.dtype == torch.uint8 else chips

@@ -58,9 +58,7 @@ def select(names):
         found = [path for path in paths if name in ("all", path.stem, path.stem[:2], path.name)]
         if not found:
             stems = [path.stem for path in paths]
-            raise ValueError(
-                f'There is no notebook "{name}"{nearest(name, stems)}; there are {", ".join(stems)}, all.'
-            )
+            raise ValueError(f'There is no notebook "{name}"{nearest(name, stems)}; there are {", ".join(stems)}, all.')
         chosen.update(found)
     return [path for path in paths if path in chosen]
 

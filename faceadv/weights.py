@@ -107,7 +107,9 @@ def read_state(path):
     path = Path(path)
     known, found = path.with_name(path.name + ".sha256"), _sha256(path)
     if known.exists() and known.read_text().split()[0] != found:
-        raise ValueError(f"{path} is not the file that was fetched (its SHA-256 differs): delete it and fetch it again.")
+        raise ValueError(
+            f"{path} is not the file that was fetched (its SHA-256 differs): delete it and fetch it again."
+        )
     state = _read_torch(path)
     if not known.exists():
         with replacing(known) as part:
@@ -129,7 +131,9 @@ def load_safetensors(name):
     """The tensors of shipped weights, after their SHA-256 was checked. Raises ``ValueError`` if it differs."""
     path = find(name)
     if _sha256(path) != shipped()[name]:
-        raise ValueError(f"{path.name} is not the file that ships (its SHA-256 differs): restore it from the repository.")
+        raise ValueError(
+            f"{path.name} is not the file that ships (its SHA-256 differs): restore it from the repository."
+        )
     return load_file(path)
 
 

@@ -1,5 +1,6 @@
-"""dlib's network: the parser refuses every file that is not dlib's, the folded network computes what dlib's does."""
+"""dlib's network: the parser refuses every file that is not dlib's, the folded network computes the same."""
 
+import itertools
 import math
 import random
 
@@ -60,7 +61,8 @@ def test_reads_every_tensor(tensors, data, spans):
     assert convolutions[28]["weight"].shape == (256, 256, 3, 3)
     assert fc.shape == (256, 128)
     # in the file's own order, from the first weight to the last
-    flat = [torch.cat([c[a].flatten(), c[b]]) for c in convolutions for a, b in (("weight", "bias"), ("gamma", "beta"))]
+    pairs = (("weight", "bias"), ("gamma", "beta"))
+    flat = [torch.cat([c[a].flatten(), c[b]]) for c in convolutions for a, b in pairs]
     for values, (_, start, end) in zip([*flat, fc.flatten()], spans, strict=True):
         assert values.numpy().astype("<f4").tobytes() == data[start:end]
 
@@ -77,7 +79,7 @@ def test_truncated(tmp_path, data, spans, seed):
 
 def test_any_changed_byte_outside_the_weights(tmp_path, data, spans):
     rng = random.Random(0)
-    gaps = [range(0, spans[0][1]), *(range(a[2], b[1]) for a, b in zip(spans, spans[1:]))]
+    gaps = [range(0, spans[0][1]), *(range(a[2], b[1]) for a, b in itertools.pairwise(spans))]
     gaps.append(range(spans[-1][2], len(data)))
     outside = [position for gap in gaps for position in gap]
     assert len(data) - len(outside) == 4 * 5_614_592
@@ -107,7 +109,7 @@ def test_weights_that_are_not_finite(tmp_path, data, spans):
 
 def test_foreign_files(tmp_path, data):
     rng = random.Random(2)
-    other = dlib_net.find_dat().with_name("mmod_human_face_detector.dat").read_bytes()  # dlib's, another network
+    other = dlib_net.find_dat().with_name("mmod_human_face_detector.dat").read_bytes()  # another network
     page = b"<!DOCTYPE html><html><body>Not found</body></html>"
     for content in (b"", page, other, rng.randbytes(50_000), bytes(1_000_000), data[::-1], data + data):
         refused(tmp_path / "other.dat", content)
@@ -146,7 +148,8 @@ def unfolded(convolutions, fc, images):
             y = con(x, next(layers), 2 if down else 1, 0 if down else 1).clamp(min=0)
             y = con(y, next(layers), 1, 1)
             skip = F.avg_pool2d(x, 2) if down else x
-            total = x.new_zeros(len(x), channels, max(skip.shape[2], y.shape[2]), max(skip.shape[3], y.shape[3]))
+            height, width = (max(skip.shape[axis], y.shape[axis]) for axis in (2, 3))
+            total = x.new_zeros(len(x), channels, height, width)
             total[:, :, : y.shape[2], : y.shape[3]] += y
             total[:, : skip.shape[1], : skip.shape[2], : skip.shape[3]] += skip
             x = total.clamp(min=0)

@@ -11,15 +11,11 @@ from faceadv.records import number
 
 def write(path, value=0.9312345678, **run):
     numbers = [
-        number(
-            "success", np.float32(value), 0.91, 0.95, n=np.int64(500), unit="%", how="bootstrap", paper=0.99
-        ),
+        number("success", np.float32(value), 0.91, 0.95, n=np.int64(500), unit="%", how="bootstrap", paper=0.99),
         number("photos", 400, note="a | b"),
         number("not measured", None, paper="about 95"),
     ]
-    return records.write(
-        path, notebook="01_attacks", profile="orl", seed=0, numbers=numbers, data="ORL", **run
-    )
+    return records.write(path, notebook="01_attacks", profile="orl", seed=0, numbers=numbers, data="ORL", **run)
 
 
 def test_round_trip(tmp_path):

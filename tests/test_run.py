@@ -243,9 +243,7 @@ def test_update_writes_outputs_and_records_but_no_path_of_this_machine(course, t
     source = course("00_a", WORKING, "6 * 7")
     private = course("01_b", "import os; print('in', os.path.abspath(results_dir))")
     before = nbformat.read(source, as_version=4)
-    with pytest.raises(
-        ValueError, match=r"01_b\.ipynb was not updated: cell \[2\] prints .*out, a folder of this"
-    ):
+    with pytest.raises(ValueError, match=r"01_b\.ipynb was not updated: cell \[2\] prints .*out, a folder of this"):
         run.update("all", out=tmp_path / "out", quiet=True)
     assert printed(source) == printed(private) == ""
 
@@ -298,9 +296,7 @@ def test_pages_load_nothing_and_show_the_main_table_and_figure(tmp_path):
         shown("text/html", "<table><tr><td>main</td></tr></table>", ["main-table"]),
         shown("image/png", "Rk9P"),
         shown("image/png", "TUFJTg==", ["main-figure"]),
-        shown(
-            page.WIDGET, {"model_id": "box", "version_major": 2, "version_minor": 0}, **{"text/plain": "i()"}
-        ),
+        shown(page.WIDGET, {"model_id": "box", "version_major": 2, "version_minor": 0}, **{"text/plain": "i()"}),
         shown("application/javascript", "fetch('https://example.org')"),
     ]
     notebook = new_notebook(cells=cells)

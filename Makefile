@@ -1,0 +1,33 @@
+# make course: set up on first use, run all notebooks (profile orl) into build/, write build/index.html
+# make test:   set up on first use, run the whole test suite
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+course: $(VENV)/done
+	$(BIN)/faceadv run all --profile orl
+
+test: $(VENV)/done
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+setup: $(VENV)/done
+
+# exactly what is locked: no resolving, every hash checked; uv where there is one, which is faster
+$(VENV)/done: requirements.txt pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)
+	if command -v uv >/dev/null; then uv pip sync -q --python $(BIN)/python --require-hashes requirements.txt; \
+	else $(BIN)/python -m pip install -q --no-deps --require-hashes -r requirements.txt; fi
+	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+# after a change of pyproject.toml's dependencies
+lock:
+	uv pip compile --universal --python-version 3.11 --generate-hashes --override overrides.txt --extra dev \
+	  pyproject.toml -o requirements.txt
+
+# write the outputs of profile orl back into notebooks/ and results/
+update: $(VENV)/done
+	$(BIN)/faceadv run all --update
+
+.PHONY: course test setup lock update
