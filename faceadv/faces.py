@@ -107,7 +107,7 @@ def load(name, root=None):
 
 
 def find_photos(name, root=None):
-    """The folder of a set and its photos as a sorted list of (person/file, size, mtime). Raises ``FileNotFoundError``."""
+    """The folder of a set and its photos, sorted (person/file, size, mtime). Raises ``FileNotFoundError``."""
     if name == "orl":
         folder = fetch.orl_folder()
     elif name == "lfw":

@@ -86,7 +86,7 @@ def listing(root=None):
         {
             "name": "lfw",
             "what": "Labeled Faces in the Wild, 5,749 people, 13,233 colour photos of 250x250",
-            "licence": "research only, photos of public figures from the news, no licence to the photos themselves",
+            "licence": "research only, press photos of public figures, no licence to the photos themselves",
             "size": "233 MB to download, 250 MB on disk",
             "found": _found(lambda: lfw_folder(root)),
         },
@@ -163,7 +163,7 @@ def _unpack(packed, home):
         (work / "lfw_funneled").rename(home / "lfw_funneled")
     except tarfile.TarError as e:
         packed.unlink()
-        raise RuntimeError(f"{packed.name} is not LFW's archive and was thrown away: {e}.") from e
+        raise RuntimeError(f"{packed.name} is not LFW's archive and was thrown away: {str(e).splitlines()[0]}.") from e
     except OSError as e:  # a full disk, say: the archive is good and waits for the next try
         raise RuntimeError(f"{packed.name} could not be unpacked: {e}.") from e
     finally:
@@ -188,6 +188,8 @@ def download(url, path, sha256=None, accept=None):
         try:
             downloader(url, str(part), None)
         except OSError as e:  # requests' errors are OSErrors
+            if getattr(e, "response", None) is not None:
+                e.response.close()  # pooch leaves its connection open
             raise RuntimeError(f"{path.name} could not be fetched from {url}: {_reason(e, url)}.") from e
         with open(part, "rb") as file:
             start = file.read(512).lstrip().lower()
@@ -239,7 +241,8 @@ def check(name, root=None):
     ]
     for file, _, _ in LISTS:
         there = any(path.is_file() for path in _beside(folder, file))
-        results.append((there, f"lfw: {file} {'found' if there else 'missing: run `faceadv data fetch lfw`'}"))
+        state = "found" if there else "missing: run `faceadv data fetch lfw`"
+        results.append((there, f"lfw: {file} {state}"))
     return results
 
 

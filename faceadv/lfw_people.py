@@ -1,7 +1,8 @@
 """Who of LFW may be trained on: the identity-disjoint halves of View 1.
 
-scikit-learn's mirror of LFW has the pairs but not peopleDevTrain.txt and peopleDevTest.txt, which name the 4,038 and
-the 1,711 people. One bit for each person in the sorted list of all 5,749 names says it in a kilobyte: 1 is test.
+scikit-learn's mirror of LFW has the pairs but not peopleDevTrain.txt and peopleDevTest.txt, which name the
+4,038 and the 1,711 people. One bit for each person in the sorted list of all 5,749 names says it in a
+kilobyte: 1 is test.
 """
 
 import base64
@@ -29,12 +30,13 @@ TEST_BITS = (
 def dev_people(names, which):
     """The people of View 1's "train" (4,038) or "test" (1,711) half, sorted.
 
-    names: the names of all 5,749 people of LFW. Raises ``ValueError`` if they are not, or for another ``which``.
+    names: the names of all 5,749 people of LFW. Raises ``ValueError`` if they are not, or for another
+    ``which``.
     """
     if which not in ("train", "test"):
         raise ValueError(f'which must be "train" or "test", not {which!r}.')
     names = sorted(names)
     if hashlib.sha256("\n".join(names).encode()).hexdigest() != EVERYONE:
-        raise ValueError(f"These {len(names)} names are not the 5,749 people of LFW, so its split does not apply.")
+        raise ValueError(f"These {len(names):,} names are not the 5,749 people of LFW, so its split does not apply.")
     bits = np.unpackbits(np.frombuffer(base64.b64decode(TEST_BITS), np.uint8))[: len(names)]
     return [name for name, test in zip(names, bits) if bool(test) == (which == "test")]

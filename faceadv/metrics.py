@@ -1,6 +1,7 @@
 """How far apart two images are, and how sure a number is."""
 
 import numpy as np
+from scipy.stats import binomtest
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 
@@ -39,3 +40,17 @@ def bootstrap(values, groups=None, repeats=2000, seed=0, level=0.95):
     means = sums[draws].sum(1) / counts[draws].sum(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(values.mean()), float(low), float(high)
+
+
+def rate(hits, groups, seed=0):
+    """Share of hits (N,) bool with a 95 % interval over groups (N,): ``(share, low, high)``.
+
+    A bootstrap over groups; where all hits are equal it would say [0, 0] or [1, 1], as if that were certain, so
+    there it is the exact binomial interval (Clopper and Pearson 1934) with one trial per group.
+    """
+    hits = np.asarray(hits, dtype=bool)
+    if hits.all() or not hits.any():
+        people = len(np.unique(np.asarray(groups)))
+        interval = binomtest(people if hits.all() else 0, people).proportion_ci(0.95, method="exact")
+        return float(hits.mean()), float(interval.low), float(interval.high)
+    return bootstrap(hits, groups, seed=seed)

@@ -59,7 +59,7 @@ def curves(axis, x, series):
         mean, low, high = np.array(points, dtype=float).T
         (line,) = axis.plot(x, mean, marker=MARKERS[i % 6], linestyle=DASHES[i % 4], label=label)
         axis.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     sns.despine(ax=axis)
 
 

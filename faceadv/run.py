@@ -304,13 +304,13 @@ def _with_outputs(source, executed, out):
             for output in cell.outputs:
                 if output.output_type == "execute_result":
                     output.execution_count = cell.execution_count
+                if "image/png" in output.get("data", {}):  # without a kernel the still figure is better
+                    output.data.pop("application/vnd.jupyter.widget-view+json", None)
         cell.metadata.pop("execution", None)
         cell.metadata.pop("papermill", None)
     notebook.metadata.pop("papermill", None)
     notebook.metadata.pop("widgets", None)
     notebook.metadata["language_info"] = {"name": "python"}  # the rest is this machine's Python
-    if "widgets" in copy.metadata:
-        notebook.metadata["widgets"] = copy.metadata["widgets"]
     _refuse_machine_paths(notebook, source.name, out)
     meta = copy.metadata["faceadv"]
     notebook.metadata["faceadv"] = {

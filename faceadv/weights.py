@@ -1,25 +1,50 @@
 """Weights: what ships, what can be fetched, and the check that each is what it was."""
 
+import contextlib
 import functools
-import hashlib
 import importlib.util
-import sys
 from pathlib import Path
 
 import pooch
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from faceadv import dlib_net
+from faceadv.fetch import download
 from faceadv.paths import cache_root, nearest, replacing
 
 SHIPPED = Path(__file__).parent / "models"
-DLIB_SHA256 = "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30"
+# inside wheels: package, folder, SHA-256 of each file
+PACKAGED = {
+    "dlib": (
+        "face_recognition_models",
+        "models",
+        {
+            # 22,466,066 bytes
+            "dlib_face_recognition_resnet_model_v1.dat": (
+                "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30"
+            ),
+        },
+    ),
+    "mtcnn": (
+        "facenet_pytorch",
+        "data",
+        {
+            "pnet.pt": "a2a71925e0b9996a42f63e47efc1ca19043e69558b5c523b978d611dfae49c8f",
+            "rnet.pt": "bbb937de72efc9ef83b186c49f5f558467a1d7e3453a8ece0d71a886633f6a86",
+            "onet.pt": "165bfbe42940416ccfb977545cf0e976d5bf321f67083ae2aaaa5c764280118d",
+        },
+    ),
+}
 RELEASE = "https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9/"
 DOWNLOADS = {
     "facenet-vggface2": "20180402-114759-vggface2.pt",
     "facenet-casia": "20180408-102900-casia-webface.pt",
+}
+CLASSES = {"facenet-vggface2": 8631, "facenet-casia": 10575}  # of the classifier head in the published files
+# facenet-pytorch publishes no hash. This one (111,898,327 bytes) stands in the locks and Dockerfiles of many
+# unrelated projects; none was found for the CASIA file, whose first download is trusted instead.
+PUBLISHED = {
+    "20180402-114759-vggface2.pt": "281cebca8662831adb987a874bdcb36e73f5b1c6dc5ee5878f305e985625d99b",
 }
 
 
@@ -30,41 +55,63 @@ def shipped():
     return {Path(line.split()[1]).stem: line.split()[0] for line in lines if line.strip()}
 
 
+def names():
+    """All names that ``find`` knows."""
+    return [*PACKAGED, *shipped(), *DOWNLOADS]
+
+
 def listing():
     """All weights as dicts: name, what, size, path (or None), found."""
-    rows = [_row("dlib", "face recognition ResNet, in the package face-recognition-models", dlib_net.find_dat)]
-    rows.append(_row("mtcnn", "face detector, in the package facenet-pytorch", lambda: _mtcnn()[-1]))
-    rows += [_row(name, "trained here, shipped", lambda name=name: find(name)) for name in shipped()]
-    rows += [_row(name, "FaceNet, to fetch (110 MB)", lambda name=name: find(name)) for name in DOWNLOADS]
-    return rows
+    what = {
+        "dlib": "face recognition ResNet, in the package face-recognition-models",
+        "mtcnn": "face detector, in the package facenet-pytorch",
+    } | {name: "FaceNet, to fetch (110 MB)" for name in DOWNLOADS}
+    return [_row(name, what.get(name, "trained here, shipped")) for name in names()]
 
 
-def _row(name, what, where):
+def _row(name, what):
     try:
-        path = where()
+        path, files = find(name), _files(name)
     except FileNotFoundError:
-        path = None
-    size = f"{path.stat().st_size / 1e6:.1f} MB" if path and path.exists() else ""
-    return {"name": name, "what": what, "size": size, "path": path, "found": bool(size)}
-
-
-def _mtcnn():
-    spec = importlib.util.find_spec("facenet_pytorch")
-    if spec is None:
-        raise FileNotFoundError("The package facenet-pytorch is missing: install requirements.txt.")
-    folder = Path(spec.submodule_search_locations[0]) / "data"
-    return [folder / f"{net}.pt" for net in ("pnet", "rnet", "onet")]
+        return {"name": name, "what": what, "size": "", "path": None, "found": False}
+    size = sum(file.stat().st_size for file in files)
+    return {"name": name, "what": what, "size": f"{size / 1e6:.1f} MB", "path": path, "found": True}
 
 
 def find(name):
-    """Path of the weights. Raises ``FileNotFoundError`` saying how to get them, ``ValueError`` for an unknown name."""
-    if name in shipped():
-        return SHIPPED / f"{name}.safetensors"
-    if name not in DOWNLOADS:
-        names = [*shipped(), *DOWNLOADS]
-        raise ValueError(f'There are no weights "{name}"{nearest(name, names)}; there are {", ".join(names)}.')
-    # facenet-pytorch itself keeps them in torch's folder
-    for folder in (cache_root() / "weights", Path(torch.hub.get_dir()) / "checkpoints"):
+    """Path of the weights; of their folder if they are several files ("mtcnn").
+
+    Raises ``FileNotFoundError`` saying how to get them, ``ValueError`` for an unknown name.
+    """
+    files = list(_files(name))
+    return files[0] if len(files) == 1 else files[0].parent
+
+
+def _files(name):
+    """The SHA-256 of each file by its path; None where only the first use can tell. Errors as in ``find``."""
+    if name in DOWNLOADS:
+        path = _downloaded(name)
+        return {path: PUBLISHED.get(path.name)}
+    if name in PACKAGED:
+        package, folder, sums = PACKAGED[name]
+        spec = importlib.util.find_spec(package)  # found, not imported
+        place = Path(spec.submodule_search_locations[0]) / folder if spec else Path(package)
+        files, whose = {place / file: sha256 for file, sha256 in sums.items()}, f"the package {package}"
+    elif name in shipped():
+        files, whose = {SHIPPED / f"{name}.safetensors": shipped()[name]}, "this repository"
+    else:
+        known = ", ".join(names())
+        raise ValueError(f'There are no weights "{name}"{nearest(name, names())}; there are {known}.')
+    for path in files:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path.name} is missing, which comes with {whose}: install it again.")
+    return files
+
+
+def _downloaded(name):
+    # the other two are where torch and facenet-pytorch themselves keep downloads
+    hub = Path(torch.hub.get_dir())
+    for folder in (cache_root() / "weights", hub / "checkpoints", hub.parent / "checkpoints"):
         if (folder / DOWNLOADS[name]).is_file():
             return folder / DOWNLOADS[name]
     raise FileNotFoundError(
@@ -76,45 +123,78 @@ def find(name):
 def fetch(name, release=RELEASE):
     """Download weights and return their path; those that are there already are left alone.
 
-    facenet-pytorch publishes no hash, so the first download is trusted if it loads as a state dict with
-    ``weights_only=True``; its SHA-256 is written beside it and checked at every later load.
-    Raises ``RuntimeError`` in one sentence if the download fails or holds something else.
+    The VGGFace2 file is checked by SHA-256. No hash is known for the CASIA file: its first download is
+    trusted if it loads with ``weights_only=True`` as the tensors of InceptionResnetV1; its SHA-256 is
+    written beside it (``.sha256``) and checked at every later load.
+    Raises ``ValueError`` for an unknown name, ``RuntimeError`` in one sentence if the download fails or
+    holds something else.
     """
-    try:
+    if name not in DOWNLOADS:
         return find(name)
-    except FileNotFoundError:
-        pass
-    file, folder = DOWNLOADS[name], cache_root() / "weights"
-    folder.mkdir(parents=True, exist_ok=True)
-    pooch.get_logger().setLevel("WARNING")
-    downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=60)
-    with replacing(folder / file) as part:
-        try:
-            downloader(release + file, str(part), None)
-        except OSError as e:
-            reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-            raise RuntimeError(f"{file} could not be fetched from {release} ({reason}): try again.") from e
-        _read_torch(part, shown=file)
-        (folder / f"{file}.sha256").write_text(_sha256(part) + "\n")
-    return folder / file
+    with contextlib.suppress(FileNotFoundError):
+        return _downloaded(name)
+    path = cache_root() / "weights" / DOWNLOADS[name]
+    _note(path).unlink(missing_ok=True)  # of a file that was deleted
+    sha256 = PUBLISHED.get(path.name)
+    download(release + path.name, path, sha256, None if sha256 else lambda part: _check_facenet(part, name))
+    if not sha256:
+        _remember(path)
+    return path
+
+
+def _check_facenet(path, name):
+    """Refuse what does not hold the tensors of InceptionResnetV1. Raises ``RuntimeError``."""
+    shapes = {key: tuple(value.shape) for key, value in _read_torch(path, DOWNLOADS[name]).items()}
+    # counters of batch normalisation: files of 2018 may lack them
+    shapes = {key: shape for key, shape in shapes.items() if not key.endswith("num_batches_tracked")}
+    if shapes != facenet_shapes(CLASSES[name]):
+        raise RuntimeError(f"{DOWNLOADS[name]} does not hold the weights of InceptionResnetV1 and was not kept.")
+
+
+def facenet_shapes(classes):
+    """Shape of each tensor in a published FaceNet file by its key, without counters."""
+    from facenet_pytorch import InceptionResnetV1
+
+    with torch.device("meta"):  # shapes only
+        state = InceptionResnetV1(classify=True, num_classes=classes).state_dict()
+    return {key: tuple(v.shape) for key, v in state.items() if not key.endswith("num_batches_tracked")}
 
 
 def read_state(path):
     """The state dict in a torch file, loaded with ``weights_only=True`` after its SHA-256 was checked.
 
-    The hash is the one beside the file (``.sha256``), written now if there is none. Raises ``ValueError``.
+    The hash is the known one, or that beside the file (``.sha256``), written now if there is none: the
+    first use is trusted. Raises ``ValueError`` if the hash differs, ``RuntimeError`` if there is no state dict.
     """
     path = Path(path)
-    known, found = path.with_name(path.name + ".sha256"), _sha256(path)
-    if known.exists() and known.read_text().split()[0] != found:
-        raise ValueError(
-            f"{path} is not the file that was fetched (its SHA-256 differs): delete it and fetch it again."
-        )
+    known = _check_hash(path)
     state = _read_torch(path)
-    if not known.exists():
-        with replacing(known) as part:
-            part.write_text(found + "\n")
+    if not known:
+        with contextlib.suppress(PermissionError):  # somebody else's folder: every use is the first
+            _remember(path)
     return state
+
+
+def _check_hash(path):
+    """Compare with the hash known for a file; False if there is none. Raises ``ValueError``."""
+    known = PUBLISHED.get(path.name)
+    if known is None and _note(path).exists():
+        known = _note(path).read_text().strip()
+    if known is not None and known != _sha256(path):
+        raise ValueError(
+            f"{path} is not the file that was published, or first fetched (its SHA-256 differs): "
+            "delete it and fetch it again."
+        )
+    return known is not None
+
+
+def _note(path):
+    return path.with_name(path.name + ".sha256")
+
+
+def _remember(path):
+    with replacing(_note(path)) as part:
+        part.write_text(_sha256(path) + "\n")
 
 
 def _read_torch(path, shown=None):
@@ -128,7 +208,13 @@ def _read_torch(path, shown=None):
 
 
 def load_safetensors(name):
-    """The tensors of shipped weights, after their SHA-256 was checked. Raises ``ValueError`` if it differs."""
+    """The tensors of shipped weights by their names, after the file's SHA-256 was checked.
+
+    Raises ``ValueError`` if it differs or nothing of that name ships, ``FileNotFoundError`` if the file is
+    missing.
+    """
+    if name not in shipped():
+        raise ValueError(f'No weights "{name}" ship{nearest(name, shipped())}.')
     path = find(name)
     if _sha256(path) != shipped()[name]:
         raise ValueError(
@@ -138,11 +224,18 @@ def load_safetensors(name):
 
 
 def save_safetensors(tensors, path, half=True):
-    """Write tensors as safetensors, floats in float16 if ``half``: whole or not at all."""
-    ready = {
-        key: (value.half() if half and value.is_floating_point() else value).detach().cpu().contiguous()
-        for key, value in tensors.items()
-    }
+    """Write tensors as safetensors, floats in float16 if ``half``: whole or not at all.
+
+    Raises ``ValueError`` if a value does not survive float16.
+    """
+    ready = {}
+    for key, value in tensors.items():
+        value = value.detach().cpu().contiguous()
+        if half and value.is_floating_point():
+            value = value.half()
+            if not value.isfinite().all():
+                raise ValueError(f"{key} holds values that float16 cannot: save it with half=False.")
+        ready[key] = value
     with replacing(path) as part:
         save_file(ready, part)
 
@@ -159,30 +252,40 @@ def ship(name, tensors):
 
 def check():
     """Whether all weights that are here are whole: a list of (ok, sentence)."""
-    results = [(_sha256(dlib_net.find_dat()) == DLIB_SHA256, "dlib: SHA-256 of the file in face-recognition-models")]
-    results.append((all(file.is_file() for file in _mtcnn()), "mtcnn: three files in facenet-pytorch"))
-    for name in shipped():
-        try:
-            load_safetensors(name)
-            results.append((True, f"{name}: SHA-256 as shipped"))
-        except (ValueError, FileNotFoundError, SafetensorError) as e:
-            results.append((False, f"{name}: {e}"))
-    for name in DOWNLOADS:
-        try:
-            read_state(find(name))
-            results.append((True, f"{name}: SHA-256 as first fetched"))
-        except FileNotFoundError:
-            results.append((True, f"{name}: not here (optional: `faceadv weights fetch {name}`)"))
-        except (ValueError, RuntimeError) as e:
-            results.append((False, f"{name}: {e}"))
-    return results
+    return [check_one(name) for name in names()]
 
 
-@functools.lru_cache(maxsize=32)
-def _hash_of(path, size, changed):
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+def check_one(name):
+    """Whether the weights of that name are what they were, by SHA-256: (ok, sentence).
+
+    What can be fetched and is not here is ok. Raises ``ValueError`` for an unknown name.
+    """
+    try:
+        files = _files(name)
+    except FileNotFoundError as e:
+        if name in DOWNLOADS:
+            return True, f"{name}: not found (optional): `faceadv weights fetch {name}`"
+        return False, f"{name}: {e}"
+    if name in DOWNLOADS:
+        (path,) = files
+        try:
+            known = _check_hash(path)
+        except ValueError as e:
+            return False, f"{name}: {e}"
+        how = "as published" if path.name in PUBLISHED else "as first fetched (no published one is known)"
+        return True, f"{name}: SHA-256 {how if known else 'not known before its first use'}"
+    wrong = [path.name for path, sha256 in files.items() if _sha256(path) != sha256]
+    if wrong:
+        return False, f"{name}: {', '.join(wrong)} is not what ships (its SHA-256 differs): install it again"
+    return True, f"{name}: SHA-256 as shipped"
 
 
 def _sha256(path):
     stat = Path(path).stat()
     return _hash_of(str(path), stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=32)
+def _hash_of(path, size, changed):
+    """SHA-256 of a file, computed again only when its size or time of change differ."""
+    return pooch.file_hash(path)

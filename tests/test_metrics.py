@@ -57,3 +57,13 @@ def test_saving(orl):
     errors = [(images.jpeg(x, quality) - x).abs().mean().item() for quality in (95, 75, 30)]
     assert 0 < errors[0] < errors[1] < errors[2] < 0.05
     torch.testing.assert_close(images.from_pil(images.to_pil(x[0])), x[0])
+
+
+def test_a_rate_of_all_or_nothing_is_not_certain():
+    people = np.repeat(range(20), 3)
+    share, low, high = metrics.rate(np.ones(60), people)
+    assert (share, high) == (1, 1)
+    assert low == pytest.approx(0.025 ** (1 / 20))
+    assert metrics.rate(np.zeros(60), people) == pytest.approx((0, 0, 1 - low))
+    mixed = np.arange(60) % 3 == 0
+    assert metrics.rate(mixed, people) == metrics.bootstrap(mixed, people)

@@ -33,8 +33,10 @@ def test_runs_silently_and_replays_to_the_same_numbers(executed):
     path.unlink()
     # nbval runs the copy again and compares the cells tagged nbval-check-output
     replay = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--nbval-lax", "--nbval-current-env"]
-        + ["--nbval-cell-timeout=600", "-W", "ignore", "--rootdir", str(out), str(result.path)],
+        [
+            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "ignore", "--rootdir", str(out)),
+            *("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=600", str(result.path)),
+        ],
         env=os.environ | run.KERNEL_ENVIRONMENT,
         capture_output=True,
         text=True,

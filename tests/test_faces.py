@@ -1,0 +1,147 @@
+"""Chips from photos of every kind, and the cache that holds them."""
+
+import multiprocessing
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from faceadv import align, faces
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FACEADV_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def photos(orl, tmp_path):
+    """A folder of two people with ten enlarged ORL photos each, as greyscale PNG."""
+    folder = tmp_path / "photos"
+    for i in range(20):
+        person = folder / f"person{i // 10}"
+        person.mkdir(parents=True, exist_ok=True)
+        photo = Image.open(orl.files[i]).resize((276, 336))
+        canvas = Image.new("L", (400, 480), 90)
+        canvas.paste(photo, (62, 72))
+        canvas.save(person / f"{i % 10}.png")
+    return folder
+
+
+def test_orl(orl):
+    assert (len(orl), len(orl.names), orl.skipped) == (400, 40, [])
+    assert orl.images.shape == (400, 3, 112, 112)
+    assert orl.images.dtype == torch.float32
+    assert 0 <= orl.images.min() < 0.1 < 0.9 < orl.images.max() <= 1
+    assert orl.labels.dtype == torch.int64
+    assert orl.labels.bincount().tolist() == [10] * 40
+    assert all(file.parent.name == orl.names[label] for file, label in zip(orl.files, orl.labels))
+
+
+def test_landmarks_lie_on_the_template(orl):
+    """Alignment did its work if detecting again on the chips finds the template."""
+    found = align.find_landmarks([np.ascontiguousarray(chip.transpose(1, 2, 0)) for chip in orl.chips[:40:4]])
+    points = np.stack([p for p, _ in found if p is not None])
+    assert len(points) >= 9
+    assert np.abs(points.mean(0) - align.TEMPLATE).max() < 4
+
+
+def test_subsets(orl):
+    few = orl.people(["s3", "s1"])
+    assert few.names == ["s3", "s1"]
+    assert few.labels.tolist() == [1] * 10 + [0] * 10
+    assert torch.equal(few.images[:10], orl.images[:10])
+    assert len(orl.first_photos(3)) == 120
+    assert torch.equal(orl[[5, 2]].images, orl.images[[5, 2]])
+    assert len(orl[orl.labels == 7]) == 10
+    with pytest.raises(ValueError, match="no one called nobody"):
+        orl.people(["nobody"])
+
+
+def test_photos_of_every_kind(photos, cache, tmp_path):
+    plain = Image.open(photos / "person0" / "0.png")
+    person = photos / "person9"
+    person.mkdir()
+    plain.convert("RGBA").save(person / "rgba.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6  # "turn right by 90 degrees to view"
+    plain.transpose(Image.Transpose.ROTATE_90).convert("RGB").save(person / "turned.jpg", exif=turned, quality=95)
+    plain.resize((4000, 4800)).convert("RGB").save(person / "huge.jpg", quality=90)
+    Image.new("RGB", (300, 300), "grey").save(person / "blank.png")
+    data = faces.load(photos)
+    chips = {file.name: chip for file, chip in zip(data.files, data.images) if file.parent.name == "person9"}
+    assert set(chips) == {"rgba.png", "turned.jpg", "huge.jpg"}
+    assert [(path.name, reason) for path, reason in data.skipped] == [("blank.png", "no face found")]
+    for chip in chips.values():
+        assert (chip - data.images[0]).abs().mean() < 0.03
+
+
+def test_too_many_skipped_is_an_error_and_leaves_nothing(photos, cache):
+    (photos / "person0" / "broken.jpg").write_text("no photo")
+    Image.new("RGB", (200, 200)).save(photos / "person0" / "black.png")
+    with pytest.raises(RuntimeError, match=r"2 of 22 photos .* more than 5%.*unreadable"):
+        faces.load(photos)
+    assert list((cache / "chips").iterdir()) == []
+
+
+def test_missing_folders(tmp_path):
+    with pytest.raises(FileNotFoundError, match='neither "orl" nor "lfw" nor a folder'):
+        faces.load(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="holds no photos"):
+        faces.load(tmp_path)
+
+
+def test_cache_is_used_and_notices_changes(photos, cache, monkeypatch):
+    first = faces.load(photos)
+    calls = []
+    original = align.align
+    monkeypatch.setattr(align, "align", lambda paths: calls.append(len(paths)) or original(paths))
+    assert torch.equal(faces.load(photos).images, first.images)
+    assert calls == []
+    (photos / "person1" / "9.png").unlink()
+    assert len(faces.load(photos)) == 19
+    assert sum(calls) == 19
+
+
+def _load(folder):
+    return faces.load(folder).images.sum().item()
+
+
+def test_two_processes_at_once(photos, cache):
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        one, other = pool.map(_load, [photos, photos])
+    assert one == other == _load(photos)
+    assert len([path for path in (cache / "chips").iterdir() if not path.name.startswith(".")]) == 1
+
+
+def test_similarity_is_exact_for_similar_landmarks():
+    turn = np.array([[0.8, -0.3], [0.3, 0.8]])
+    points = align.TEMPLATE @ turn.T + [12, -7]
+    matrix = align.similarity(points)
+    np.testing.assert_allclose(points @ matrix[:, :2].T + matrix[:, 2], align.TEMPLATE, atol=1e-9)
+
+
+def test_cut(orl):
+    photo = np.ascontiguousarray(orl.chips[0].transpose(1, 2, 0))
+    identity = np.array([[1.0, 0, 0], [0, 1.0, 0]])
+    assert np.array_equal(align.cut(photo, identity), orl.chips[0])
+    shifted = align.cut(photo, identity + [[0, 0, 5], [0, 0, 0]])
+    assert np.array_equal(shifted[:, :, 5:], orl.chips[0][:, :, :-5])
+    assert np.array_equal(shifted[:, :, 0], orl.chips[0][:, :, 0])  # the border is repeated
+
+
+def test_cached_loads_are_fast(orl):
+    start = time.perf_counter()
+    faces.load("orl")
+    assert time.perf_counter() - start < 0.3
+
+
+def test_lfw(lfw_root):
+    data = faces.load("lfw")
+    start = time.perf_counter()
+    data = faces.load("lfw")
+    assert time.perf_counter() - start < 1
+    assert (len(data), len(data.names), data.skipped) == (13233, 5749, [])

