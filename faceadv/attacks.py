@@ -26,8 +26,8 @@ def ifgsm(images, objective, *, eps, alpha=None, steps=10, keep_best=False, stop
 
     Source: Kurakin et al. 2017; slides of P-FGVM, I-FGSM.
     """
+    _check(steps, eps=eps, alpha=alpha)
     alpha = eps / steps if alpha is None else alpha
-    _check(eps=eps, alpha=alpha, steps=steps)
 
     def step(x, g, original, memory):
         return _clip(x - alpha * g.sign(), original, eps), memory
@@ -37,7 +37,7 @@ def ifgsm(images, objective, *, eps, alpha=None, steps=10, keep_best=False, stop
 
 def ifgvm(images, objective, *, eps, alpha, steps=10, keep_best=False, stop_early=False, batch=64):
     """x_{i+1} = clip_e(x_i - alpha g), the raw gradient. Source: slides of P-FGVM, I-FGVM."""
-    _check(eps=eps, alpha=alpha, steps=steps)
+    _check(steps, eps=eps, alpha=alpha)
 
     def step(x, g, original, memory):
         return _clip(x - alpha * g, original, eps), memory
@@ -66,8 +66,8 @@ def pgd(
     """
     if norm not in ("linf", "l2"):
         raise ValueError(f'norm must be "linf" or "l2", not {norm!r}.')
+    _check(steps, eps=eps, alpha=alpha)
     alpha = 2.5 * eps / steps if alpha is None else alpha
-    _check(eps=eps, alpha=alpha, steps=steps)
     check_images(images)
     start = images
     if random_start:
@@ -94,8 +94,8 @@ def mifgsm(images, objective, *, eps, alpha=None, steps=10, mu=1.0, keep_best=Fa
 
     Source: Dong et al. 2018, equations 6 and 7.
     """
+    _check(steps, eps=eps, alpha=alpha, mu=mu)
     alpha = eps / steps if alpha is None else alpha
-    _check(eps=eps, alpha=alpha, steps=steps, mu=mu)
 
     def step(x, g, original, memory):
         memory = mu * memory + g / g.abs().sum((1, 2, 3), keepdim=True).clamp_min(1e-12)
@@ -112,13 +112,12 @@ def _norm(x):
     return x.flatten(1).norm(dim=1).clamp_min(1e-12).reshape(-1, 1, 1, 1)
 
 
-def _check(**budget):
-    """Raise ``ValueError`` for a budget that cannot be meant."""
-    steps = budget.pop("steps")
+def _check(steps, **budget):
+    """Raise ``ValueError`` for a budget that cannot be meant; None stands for a default still to come."""
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be a whole number of at least 1, not {steps!r}.")
     for name, value in budget.items():
-        if not 0 <= value < float("inf"):
+        if value is not None and not 0 <= value < float("inf"):
             raise ValueError(f"{name} must be a finite number of at least 0, not {value!r}.")
 
 

@@ -18,10 +18,12 @@ def accuracy(distances, same, threshold):
 def best_threshold(distances, same):
     """The threshold of highest accuracy; midway between the two distances that it separates."""
     order = np.argsort(distances, kind="stable")
-    sorted_distances, right = np.asarray(distances)[order], np.asarray(same)[order]
-    correct = np.r_[0, np.cumsum(right)] + np.r_[0, np.cumsum(~right)][-1] - np.r_[0, np.cumsum(~right)]
-    edges = np.r_[sorted_distances[0], (sorted_distances[1:] + sorted_distances[:-1]) / 2, sorted_distances[-1] + 1e-9]
-    return float(edges[np.argmax(correct)])
+    d, right = np.asarray(distances)[order], np.asarray(same)[order]
+    # cut i accepts the i smallest distances; equal distances cannot be parted
+    correct = np.r_[0, np.cumsum(right)] + (~right).sum() - np.r_[0, np.cumsum(~right)]
+    possible = np.r_[True, d[1:] > d[:-1], True]
+    edges = np.r_[d[0], (d[1:] + d[:-1]) / 2, d[-1] + 1e-9]
+    return float(edges[np.argmax(np.where(possible, correct, -1))])
 
 
 def threshold_at_far(different_distances, far):

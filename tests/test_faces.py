@@ -128,7 +128,7 @@ def test_cut(orl):
     photo = np.ascontiguousarray(orl.chips[0].transpose(1, 2, 0))
     identity = np.array([[1.0, 0, 0], [0, 1.0, 0]])
     assert np.array_equal(align.cut(photo, identity), orl.chips[0])
-    shifted = align.cut(photo, identity + [[0, 0, 5], [0, 0, 0]])
+    shifted = align.cut(photo, np.add(identity, [[0, 0, 5], [0, 0, 0]]))
     assert np.array_equal(shifted[:, :, 5:], orl.chips[0][:, :, :-5])
     assert np.array_equal(shifted[:, :, 0], orl.chips[0][:, :, 0])  # the border is repeated
 
