@@ -50,6 +50,8 @@ def read_photo(path):
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as photo:
                 photo = ImageOps.exif_transpose(photo)
+                if photo.mode.startswith("I;16"):  # which convert() would clip at 255
+                    photo = Image.fromarray((np.asarray(photo) >> 8).astype(np.uint8))
                 if photo.has_transparency_data:
                     photo = photo.convert("RGBA")
                     photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo)
@@ -81,8 +83,13 @@ def find_landmarks(photos):
     in pixels of the photo, ordered eyes, nose, mouth corners, or None without a face; count is the number of
     faces seen. Source: Zhang et al. 2016 (MTCNN), facenet-pytorch's weights.
     """
+    return [(points[0] if len(points) else None, len(points)) for points in find_every_face(photos)]
+
+
+def find_every_face(photos):
+    """Landmarks of all faces of each photo, the main one first: a list of lists of points as in ``find_landmarks``."""
     views = [detection_view(photo) for photo in photos]
-    found = [(None, 0)] * len(photos)
+    found = [[]] * len(photos)
     by_shape = {}
     for i, (view, _, _) in enumerate(views):
         by_shape.setdefault(view.shape, []).append(i)
@@ -94,7 +101,8 @@ def find_landmarks(photos):
             if len(boxes):
                 view, scale, offset = views[i]
                 best = _main_face(boxes, view.shape)
-                found[i] = (points[best].astype(np.float64) - offset) / scale, len(boxes)
+                order = [best, *(j for j in range(len(boxes)) if j != best)]
+                found[i] = [(points[j].astype(np.float64) - offset) / scale for j in order]
     return found
 
 

@@ -1,4 +1,4 @@
-"""How an attack steps: FGSM, I-FGSM, I-FGVM, PGD and MI-FGSM, in pixels of [0, 1].
+"""How an attack steps: FGSM, I-FGSM, I-FGVM, P-FGVM, PGD and MI-FGSM, in pixels of [0, 1].
 
 All take images (N, 3, H, W) and an objective, whose loss they descend, and return images of the same shape within
 [0, 1] and the budget. In the equations x is the image, x_i the iterate, g = grad l(x_i), clip_e the clipping to
@@ -43,6 +43,25 @@ def ifgvm(images, objective, *, eps, alpha, steps=10, keep_best=False, stop_earl
         return _clip(x - alpha * g, original, eps), memory
 
     return _descend(images, objective, step, steps, images, keep_best, stop_early, batch)
+
+
+def pfgvm(images, objective, *, alpha, lam, steps=100, start=None, keep_best=False, stop_early=False, batch=64):
+    """x_{i+1} = clip_[0,1](x_i - alpha (g + lam (x_i - x))): no eps, the penalty holds the image near x instead.
+
+    The penalty is the slope of lam / 2 |x_i - x|^2; its step alone goes to x if alpha lam < 1 and would diverge from
+    2 on, so ``ValueError`` from 1. start: another first iterate (N, 3, H, W) in [0, 1], x still being the anchor.
+    Source: Chatzikyriakidis, Papaioannidis and Pitas 2019, slide "Proposed method - P-FGVM".
+    """
+    _check(steps, alpha=alpha, lam=lam)
+    if alpha * lam >= 1:
+        raise ValueError(f"alpha * lam must be below 1, or the penalty overshoots: {alpha} * {lam} is not.")
+    if start is not None:
+        check_images(start)
+
+    def step(x, g, original, memory):
+        return (x - alpha * (g + lam * (x - original))).clamp(0, 1), memory
+
+    return _descend(images, objective, step, steps, images if start is None else start, keep_best, stop_early, batch)
 
 
 def pgd(

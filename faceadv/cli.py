@@ -71,6 +71,12 @@ def _parser():
 
     commands.add_parser("check", help="whether everything here is as it should be").set_defaults(command=_check)
 
+    deidentify = commands.add_parser("deidentify", help="de-identify a folder of photos")
+    deidentify.add_argument("source", metavar="IN_DIR", help="JPEG and PNG photos, in folders or not")
+    deidentify.add_argument("target", metavar="OUT_DIR", help="a new folder, for the photos and report.csv")
+    deidentify.add_argument("--model", default="dlib", help="the recogniser to protect from (dlib)")
+    deidentify.set_defaults(command=_deidentify)
+
     train = commands.add_parser("train", help="train a network that ships")
     train.add_argument("name", metavar="NAME", help=", ".join(TRAINERS))
     train.add_argument("--profile", default="lfw", help="lfw by default: what ships is trained on it")
@@ -152,6 +158,23 @@ def _check(args):
     from faceadv import environment
 
     return _report(environment.report())
+
+
+def _deidentify(args):
+    from faceadv import deidentify
+
+    unseen = "mobile" if args.model != "mobile" else "dlib"
+    rows = deidentify.folder(args.source, args.target, args.model, unseen)
+    faces = [row for row in rows if "face" in row]
+    for row in rows:
+        shown = f", {row['before']:.2f} -> {row['after']:.2f}, SSIM {row['ssim']:.3f}" if "face" in row else ""
+        print(f"{row['photo']}{' face ' + str(row['face']) if 'face' in row else ''}: {row['state']}{shown}")
+    hidden, unknown = sum(row["protected"] for row in faces), sum(row["unseen after"] >= 1 for row in faces)
+    print(
+        f"{hidden} of {len(faces)} faces are no longer recognised by {args.model}, and {unknown} by {unseen}, "
+        f"which the protection was not made for. {os.path.join(args.target, deidentify.REPORT)} has the list."
+    )
+    return 0
 
 
 def _train(args):

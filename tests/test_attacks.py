@@ -214,3 +214,149 @@ def test_a_gradient_that_is_not_finite_is_an_error():
 
     with pytest.raises(RuntimeError, match="not finite"):
         attacks.fgsm(torch.full((2, 3, 4, 4), 0.5), objective, eps=EPS)
+
+
+def quadratic(targets, c):
+    """c/2 |x - t|^2 per image, whose own target is found by its row."""
+
+    def objective(images, rows, exact=False):
+        loss = c / 2 * (images - targets[rows]).square().sum((1, 2, 3))
+        return loss, loss.detach() < 1e-3
+
+    return objective
+
+
+@pytest.fixture
+def plane():
+    """Five small images, and a target for each."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(5, 3, 4, 4, generator=generator), torch.rand(5, 3, 4, 4, generator=generator)
+
+
+@pytest.mark.parametrize("start", [None, "noise"])
+@pytest.mark.parametrize(("c", "lam", "alpha"), [(1.0, 0.4, 0.5), (0.5, 1.5, 0.5), (2.0, 0.02, 0.4)])
+def test_pfgvm_ends_where_slope_and_penalty_are_equal(c, lam, alpha, start, plane):
+    x, t = plane
+    start = start and torch.rand(x.shape, generator=torch.Generator().manual_seed(1))
+    y = attacks.pfgvm(x, quadratic(t, c), alpha=alpha, lam=lam, steps=60, start=start, batch=2)
+    torch.testing.assert_close(y, (c * t + lam * x) / (c + lam), atol=1e-5, rtol=0)
+
+
+def test_pfgvm_step_by_step(plane):
+    x, t = plane
+    y = x
+    for _ in range(3):
+        y = (y - 0.7 * (3 * (y - (t + 0.5)) + 0.6 * (y - x))).clamp(0, 1)  # overshoots, and is clipped
+    assert (y == 1).any()
+    torch.testing.assert_close(attacks.pfgvm(x, quadratic(t + 0.5, 3), alpha=0.7, lam=0.6, steps=3), y)
+
+
+def test_pfgvm_stays_in_the_range_of_pixels(plane):
+    x, t = plane
+    for far in (-3.0, 3.0):
+        y = attacks.pfgvm(x, quadratic(t + far, 1.0), alpha=0.5, lam=0.1, steps=30)
+        assert torch.equal(y, torch.full_like(x, float(far > 0)))
+
+
+def test_pfgvm_without_a_step_or_a_slope(goals, plane):
+    x, objective = goals["dodging"]
+    assert torch.equal(attacks.pfgvm(x[:2], objective, alpha=0.0, lam=0.5, steps=2), x[:2])
+    x, start = plane
+    assert torch.equal(attacks.pfgvm(x, quadratic(x, 1.0), alpha=0.0, lam=0.5, steps=2, start=start), start)
+    # the penalty alone leads back to the photo
+    y = attacks.pfgvm(x, quadratic(x, 0.0), alpha=0.5, lam=1.0, steps=40, start=start)
+    torch.testing.assert_close(y, x, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("alpha", "lam"), [(1.0, 1.0), (2.0, 0.5), (0.5, 4.0)])
+def test_pfgvm_refuses_a_penalty_that_overshoots(alpha, lam, plane):
+    with pytest.raises(ValueError, match="alpha \\* lam must be below 1") as caught:
+        attacks.pfgvm(plane[0], quadratic(plane[1], 1.0), alpha=alpha, lam=lam)
+    assert "\n" not in str(caught.value)
+    for change in ({"alpha": -1.0}, {"lam": -0.1}, {"lam": float("nan")}, {"steps": 0}, {"start": plane[0] * 3}):
+        with pytest.raises(ValueError, match="must"):
+            attacks.pfgvm(plane[0], quadratic(plane[1], 1.0), **({"alpha": 0.1, "lam": 0.1} | change))
+
+
+def test_pfgvm_keeps_the_best(plane):
+    x, t = torch.full((1, 3, 4, 4), 0.25), torch.full((1, 3, 4, 4), 0.5)
+    options = {"alpha": 1.8, "lam": 0.0, "steps": 1}  # a single step from 0.25 over 0.5 to 0.7, then back
+    assert torch.allclose(attacks.pfgvm(x, quadratic(t, 1.0), **options), torch.tensor(0.7))
+    worse = options | {"alpha": 3.0}  # to 1
+    assert torch.allclose(attacks.pfgvm(x, quadratic(t, 1.0), **worse), torch.tensor(1.0))
+    assert torch.equal(attacks.pfgvm(x, quadratic(t, 1.0), keep_best=True, **worse), x)
+    assert torch.allclose(attacks.pfgvm(x, quadratic(t, 1.0), keep_best=True, **options), torch.tensor(0.7))
+
+
+def test_pfgvm_stops_each_image_where_it_succeeds(plane):
+    x, t = plane[0].clone(), plane[1]
+    x[0] = t[0]  # there already
+    y = attacks.pfgvm(x, quadratic(t, 1.0), alpha=0.5, lam=0.01, steps=30, stop_early=True)
+    assert torch.equal(y[0], x[0])
+    distance = (y - t).square().sum((1, 2, 3)) / 2
+    assert (distance < 1e-3).all()
+    assert (distance[1:] > 1e-4).all()  # a step halves it, or about: the first below 1e-3 is above 1e-4
+    full = attacks.pfgvm(x, quadratic(t, 1.0), alpha=0.5, lam=0.01, steps=30)
+    assert not torch.allclose(y[1:], full[1:], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["targeted", "untargeted"])
+def test_pfgvm_on_faces(kind, orl, classifier, dlib):
+    x, labels = orl.images[0:60:10], torch.arange(6)
+    wanted = (labels + 3) % 10
+    before = {key: value.clone() for key, value in dlib.state_dict().items()}
+    objective = (
+        objectives.targeted(classifier, wanted) if kind == "targeted" else objectives.untargeted(classifier, labels)
+    )
+    assert not objectives.success(objective, x).any()
+    y = attacks.pfgvm(x, objective, alpha=0.5, lam=0.02, steps=20, stop_early=True)
+    said = classifier(y).argmax(1)
+    assert (said == wanted).all() if kind == "targeted" else (said != labels).all()
+    assert 0 <= y.min() <= y.max() <= 1
+    assert metrics.ssim(y, x).mean() > 0.9
+    assert not y.requires_grad
+    assert all(torch.equal(before[key], value) for key, value in dlib.state_dict().items())
+    assert all(p.grad is None and not p.requires_grad for p in dlib.parameters())
+
+
+def test_pfgvm_penalty_keeps_faces_similar_and_noise_becomes_one(orl, classifier):
+    x, wanted = orl.images[0:40:10], torch.arange(4) + 3
+    objective = objectives.targeted(classifier, wanted)
+    loose, tight = (attacks.pfgvm(x, objective, alpha=1.0, lam=lam, steps=15) for lam in (0.0, 0.3))
+    assert (metrics.l2(tight, x) < metrics.l2(loose, x)).all()
+    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(0))
+    y = attacks.pfgvm(x, objective, alpha=1.0, lam=0.2, steps=20, start=noise)
+    assert (classifier(y).argmax(1) == wanted).all()
+    assert 0 <= y.min() <= y.max() <= 1
+    assert (metrics.l2(y, x) < 0.2 * metrics.l2(noise, x)).all()
+
+
+@pytest.mark.parametrize("kind", [objectives.targeted, objectives.untargeted])
+def test_fast_is_bfloat16_and_never_when_exact(kind, monkeypatch):
+    monkeypatch.setattr(objectives, "has_bfloat16", lambda device: True)
+    seen = []
+
+    class Sees(nn.Module):
+        def forward(self, images):
+            out = images.flatten(1) @ torch.ones(48, 2)
+            seen.append(out.dtype)
+            return out
+
+    x, rows = torch.rand(2, 3, 4, 4, requires_grad=True), torch.arange(2)
+    for fast, exact in ((True, False), (True, True), (False, False), (False, True)):
+        loss, _ = kind(Sees().eval(), torch.zeros(2, dtype=torch.long), fast=fast)(x, rows, exact=exact)
+        assert loss.dtype == torch.float32
+    assert seen == [torch.bfloat16, torch.float32, torch.float32, torch.float32]
+    kind(Sees().eval(), torch.zeros(2, dtype=torch.long))(x, rows)
+    assert seen[-1] == torch.bfloat16
+    monkeypatch.setattr(objectives, "has_bfloat16", lambda device: False)
+    kind(Sees().eval(), torch.zeros(2, dtype=torch.long))(x, rows)
+    assert seen[-1] == torch.float32
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_fast_or_not_is_the_same_attack(fast, orl, classifier):
+    x, wanted = orl.images[0:40:10], torch.arange(4) + 3
+    objective = objectives.targeted(classifier, wanted, fast=fast)
+    y = attacks.ifgsm(x, objective, eps=EPS, steps=5)
+    assert (classifier(y).argmax(1) == wanted).all()

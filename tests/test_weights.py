@@ -10,6 +10,7 @@ from test_fetch import PAGE, cut_short, left, serve
 
 from faceadv import weights
 
+FETCHED = ("facenet-vggface2", "facenet-casia", "vgg-face")
 CASIA, VGGFACE2 = "20180408-102900-casia-webface.pt", "20180402-114759-vggface2.pt"
 
 
@@ -105,7 +106,7 @@ def test_a_missing_wheel(monkeypatch):
 
 def test_nothing_ships_yet(models):
     assert weights.shipped() == {}
-    assert weights.names() == ["dlib", "mtcnn", "facenet-vggface2", "facenet-casia"]
+    assert weights.names() == ["dlib", "mtcnn", *FETCHED]
     assert all(ok for ok, _ in weights.check())
 
 
@@ -113,7 +114,7 @@ def test_ship_and_load(models):
     tensors = {"w": torch.randn(3, 4, requires_grad=True), "count": torch.tensor(70000), "t": torch.randn(4, 3).T}
     path = weights.ship("tiny", tensors)
     weights.ship("other", {"w": torch.zeros(1)})
-    assert weights.names() == ["dlib", "mtcnn", "other", "tiny", "facenet-vggface2", "facenet-casia"]
+    assert weights.names() == ["dlib", "mtcnn", "other", "tiny", *FETCHED]
     assert (models / "SHA256SUMS").read_text().splitlines()[1] == (
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  tiny.safetensors"
     )
@@ -180,7 +181,7 @@ def test_not_fetched_yet(cache):
         assert part in sentence(caught)
     ok, text = weights.check_one("facenet-casia")
     assert (ok, "not found (optional): `faceadv weights fetch facenet-casia`" in text) == (True, True)
-    assert weights.listing()[-1] == {
+    assert {row["name"]: row for row in weights.listing()}["facenet-casia"] == {
         "name": "facenet-casia",
         "what": "FaceNet, to fetch (110 MB)",
         "size": "",

@@ -1,0 +1,147 @@
+"""Classifiers: Model A and Model B as published, trained on real faces, and the labels attacks aim at."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from faceadv import attacks, classifiers, objectives
+
+PEOPLE = 10
+
+
+@pytest.fixture(scope="module")
+def split(orl):
+    """Ten people: six photos of each to learn from, four to be tested on, as ``(faces, labels)`` twice."""
+    photo = torch.arange(10 * PEOPLE) % 10
+    x, labels = orl.images[: 10 * PEOPLE], orl.labels[: 10 * PEOPLE]
+    return (x[photo < 6], labels[photo < 6]), (x[photo >= 6], labels[photo >= 6])
+
+
+@pytest.fixture(scope="module")
+def b(split, dlib):
+    return classifiers.model_b(*split[0], PEOPLE, dlib, epochs=15)
+
+
+def small(images):
+    """Model A takes other sizes too: a quarter of the side for a fraction of the time."""
+    return F.interpolate(images, (28, 28), mode="area")
+
+
+def accuracy(model, images, labels):
+    return (classifiers.logits(model, images).argmax(1) == labels).float().mean().item()
+
+
+def weights_of(model):
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_layers_as_published(dlib):
+    a, b = classifiers.ModelA(7), classifiers.ModelB(7, dlib, 128)
+    shapes = [tuple(p.shape) for p in a.parameters() if p.ndim > 1]
+    assert shapes == [(32, 3, 5, 5), (64, 32, 5, 5), (512, 64 * 28 * 28), (7, 512)]
+    assert [m.p for m in a.modules() if isinstance(m, nn.Dropout)] == [0.9]
+    assert [tuple(p.shape) for p in b.parameters() if p.requires_grad and p.ndim > 1] == [(256, 128), (7, 256)]
+    for model in (a, b):
+        assert model.eval()(torch.rand(2, 3, 112, 112)).shape == (2, 7)
+
+
+def test_model_a_learns_faces(split):
+    (x, labels), (others, truth) = split
+    model, losses = classifiers.model_a(small(x), labels, PEOPLE, epochs=40)
+    assert len(losses) == 40
+    assert losses[-1] < losses[0] / 2
+    assert accuracy(model, small(others), truth) >= 0.6
+    assert not model.training
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_model_b_learns_faces_and_leaves_its_backbone_alone(split, dlib):
+    before = weights_of(dlib)
+    model, losses = classifiers.model_b(*split[0], PEOPLE, dlib, epochs=15)
+    assert losses[-1] < losses[0] / 2
+    assert accuracy(model, *split[1]) >= 0.95
+    assert not model.training
+    assert not any(p.requires_grad for p in model.parameters())
+    assert model.backbone is dlib
+    assert same(before, weights_of(dlib))
+
+
+def test_a_seed_is_a_model(split):
+    x, labels = small(split[0][0][:20]), split[0][1][:20]
+    trained = [classifiers.model_a(x, labels, PEOPLE, epochs=1, seed=seed)[0] for seed in (1, 1, 2)]
+    assert same(weights_of(trained[0]), weights_of(trained[1]))
+    assert not same(weights_of(trained[0]), weights_of(trained[2]))
+
+
+def test_the_loss_is_cross_entropy_and_keras_l2(split):
+    x, labels = split[0][0][:16].mean(3).flatten(1), split[0][1][:16]
+    torch.manual_seed(0)
+    model = classifiers.ModelB(PEOPLE, nn.Identity(), x.shape[1]).train()
+    with torch.no_grad():
+        scores = model.classify(x)
+        expected = -scores.log_softmax(1)[torch.arange(16), labels].mean() + 1e-3 * (model.hidden.weight**2).sum()
+    (loss,) = classifiers.fit(model, x, labels, 1, lr=0.0, batch=16, forward=model.classify)
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_frozen_backbone_with_batch_norm_stays_as_it_is(split):
+    """Trained on chips and not on features, the whole of Model B runs in training mode."""
+    backbone = nn.Sequential(nn.BatchNorm2d(3), nn.AvgPool2d(28), nn.Flatten()).eval()
+    before = weights_of(backbone)
+    model = classifiers.ModelB(PEOPLE, backbone, 48)
+    classifiers.fit(model, split[0][0][:20], split[0][1][:20], 1)
+    assert same(before, weights_of(backbone))
+
+
+def test_a_last_batch_of_one_is_no_obstacle(split):
+    x, labels = split[0][0][:5].mean(3).flatten(1), split[0][1][:5]
+    model = classifiers.ModelB(PEOPLE, nn.Identity(), x.shape[1])
+    assert classifiers.fit(model, x, labels, 2, batch=4, forward=model.classify)[1] > 0
+
+
+def test_logits(split, b):
+    x, model = split[1][0][:7], b[0]
+    scores = classifiers.logits(model, x, batch=3)
+    assert scores.shape == (7, PEOPLE)
+    assert scores.dtype == torch.float32
+    assert not scores.requires_grad
+    torch.testing.assert_close(scores, model(x), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(scores, model.classify(model.backbone(x)), atol=1e-3, rtol=1e-3)
+
+
+def test_model_b_can_be_attacked(split, b):
+    (x, truth), model = split[1], b[0]
+    x, truth = x[::5], truth[::5]
+    wanted = classifiers.targets(classifiers.logits(model, x), truth, "farthest")
+    objective = objectives.targeted(model, wanted)
+    assert not objectives.success(objective, x).any()
+    y = attacks.ifgsm(x, objective, eps=8 / 255, steps=10)
+    assert (classifiers.logits(model, y).argmax(1) == wanted).all()
+
+
+def test_targets_are_who_they_should_be():
+    scores = torch.tensor([[5.0, 1.0, 3.0, 2.0], [5.0, 1.0, 3.0, 2.0], [5.0, 1.0, 3.0, 2.0]])
+    labels = torch.tensor([0, 1, 3])  # said rightly, farthest, and neither
+    assert classifiers.targets(scores, labels, "second").tolist() == [2, 0, 0]
+    assert classifiers.targets(scores, labels, "farthest").tolist() == [1, 3, 1]
+    assert scores[0].tolist() == [5, 1, 3, 2]
+
+
+def test_random_targets_are_anyone_else():
+    labels = torch.arange(5).repeat(200)
+    drawn = classifiers.targets(torch.zeros(1000, 5), labels, "random", seed=3)
+    counts = torch.zeros(5, 5).index_put((labels, drawn), torch.ones(1000), accumulate=True)
+    assert (counts.diagonal() == 0).all()
+    assert (counts + 200 * torch.eye(5)).min() >= 25  # 50 each are to be expected
+    assert torch.equal(drawn, classifiers.targets(torch.zeros(1000, 5), labels, "random", seed=3))
+    assert not torch.equal(drawn, classifiers.targets(torch.zeros(1000, 5), labels, "random", seed=4))
+
+
+def test_an_unknown_rule_is_refused():
+    with pytest.raises(ValueError, match="not 'nearest'"):
+        classifiers.targets(torch.zeros(1, 3), torch.zeros(1, dtype=torch.long), "nearest")

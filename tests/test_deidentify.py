@@ -1,0 +1,357 @@
+"""De-identification of folders: what the written files show, hold and keep, and every refusal."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms
+
+from faceadv import align, cli, deidentify, metrics, recognisers
+
+ICC, GPS, ORIENTATION = "icc_profile", 0x8825, 0x0112
+
+
+@pytest.fixture(scope="module")
+def photos(orl):
+    """Four ORL photos of four people, enlarged threefold: (336, 276, 3) uint8."""
+    return [np.asarray(enlarged(align.read_photo(orl.files[i]), 3)) for i in (0, 42, 77, 133)]
+
+
+def enlarged(photo, factor):
+    height, width = photo.shape[:2]
+    kind = Image.Resampling.BICUBIC if factor > 1 else Image.Resampling.BOX
+    return Image.fromarray(photo).resize((round(factor * width), round(factor * height)), kind)
+
+
+def side_by_side(*photos):
+    """Photos on a grey canvas, with room around them."""
+    height, width = photos[0].shape[:2]
+    canvas = np.full((height + 80, len(photos) * (width + 60) + 60, 3), 128, np.uint8)
+    for i, photo in enumerate(photos):
+        canvas[40 : 40 + height, 60 + i * (width + 60) : 60 + i * (width + 60) + width] = photo
+    return canvas
+
+
+def write(path, photo, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(photo).save(path, **options)
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def chip(photo, points):
+    return torch.from_numpy(align.cut(photo, align.similarity(points)))[None].float() / 255
+
+
+def recognised(before, after, recogniser):
+    """Distance of each face of one file to the nearest one of the other, as anybody would measure it."""
+    embeddings = []
+    for path in (before, after):
+        photo = align.read_photo(path)
+        (faces,) = align.find_every_face([photo])
+        with torch.no_grad():
+            embeddings.append(torch.cat([recogniser.embed(chip(photo, points)) for points in faces]))
+    return torch.cdist(*embeddings).amin(1)
+
+
+def outside(photo, margin=2.0):
+    """Where the chips of a photo's faces do not reach, by mapping every pixel into each chip."""
+    ys, xs = np.mgrid[: photo.shape[0], : photo.shape[1]]
+    far = np.ones(photo.shape[:2], bool)
+    for points in align.find_every_face([photo])[0]:
+        matrix = align.similarity(points)
+        place = np.tensordot(matrix, np.stack([xs, ys, np.ones_like(xs)]), 1)
+        far &= (place < -margin).any(0) | (place > align.SIZE - 1 + margin).any(0)
+    return far
+
+
+def run(source, target, *more):
+    return cli.main(["deidentify", str(source), str(target), *more])
+
+
+@pytest.fixture(scope="module")
+def done(photos, orl, tmp_path_factory):
+    """One run over photos of all kinds, in folders: ``(source, target, rows by photo, contents before)``."""
+    source, target = tmp_path_factory.mktemp("in"), tmp_path_factory.mktemp("out") / "new" / "folder"
+    write(source / "a.png", photos[0])
+    write(source / "b.JPG", photos[1], quality=95)
+    write(source / "small.png", align.read_photo(orl.files[77]))
+    write(source / "deep" / "er" / "half.png", np.asarray(enlarged(align.read_photo(orl.files[133]), 0.5)))
+    write(source / "deep" / "large.jpeg", np.asarray(enlarged(align.read_photo(orl.files[0]), 9)), quality=92)
+    write(source / "two.png", side_by_side(photos[1], photos[3]))
+    write(source / "none.png", np.tile(np.linspace(0, 255, 300).astype(np.uint8)[:, None, None], (1, 300, 3)))
+    write(source / "cut.jpg", photos[0])
+    (source / "cut.jpg").write_bytes((source / "cut.jpg").read_bytes()[:3000])
+    (source / "empty.png").write_bytes(b"")
+    (source / "notes.txt").write_text("no photo")
+    before = contents(source)
+    rows = {}
+    for row in deidentify.folder(source, target):
+        rows.setdefault(row["photo"], []).append(row)
+    return source, target, rows, before
+
+
+FACES = ["a.png", "b.JPG", "small.png", "deep/er/half.png", "deep/large.jpeg", "two.png"]
+
+
+@pytest.mark.parametrize("name", FACES)
+def test_the_written_file_is_somebody_else(name, done, dlib):
+    """Judged from the files alone: detected, cut and embedded anew."""
+    source, target, rows, _ = done
+    assert (recognised(source / name, source / name, dlib) < 1e-3).all()
+    distances = recognised(source / name, target / name, dlib)
+    assert len(distances) == len(rows[name])
+    assert (distances > 0.85 * dlib.threshold).all()  # of the mirror image it is the whole threshold
+    for row in rows[name]:
+        assert row["protected"]
+        assert row["state"] == "de-identified"
+        assert row["before"] < dlib.threshold / 2 < dlib.threshold <= row["after"]
+        assert row["ssim"] > 0.94
+    photo, written = align.read_photo(source / name), align.read_photo(target / name)
+    assert written.shape == photo.shape
+    assert np.abs(written.astype(int) - photo).max() < 64  # still the same photo to the eye
+
+
+def test_what_is_reported_is_in_the_file(done, dlib):
+    """Each number of the report, computed again from the two files."""
+    source, target, rows, _ = done
+    mobile = recognisers.load("mobile")
+    for name in ("a.png", "b.JPG"):
+        photo, written = align.read_photo(source / name), align.read_photo(target / name)
+        ((points,), (found,)) = align.find_every_face([photo]), align.find_every_face([written])
+        points, found = points[0], found[0]
+        clean, after = chip(photo, points), chip(written, found)
+        (row,) = rows[name]
+        with torch.no_grad():
+            for recogniser, key, unit in ((dlib, "", 1.0), (mobile, "unseen ", mobile.threshold)):
+                mirrored = recogniser.embed(clean.flip(3))
+                for when, shown in (("before", clean), ("after", after)):
+                    distance = recogniser.distance(recogniser.embed(shown), mirrored).item() / unit
+                    assert row[key + when] == pytest.approx(distance, abs=1e-3)
+        assert row["ssim"] == pytest.approx(metrics.ssim(chip(written, points), clean).item(), abs=1e-3)
+
+
+def test_far_from_the_face_nothing_changes(done):
+    source, target, _, _ = done
+    for name in ("a.png", "two.png"):
+        photo, written = align.read_photo(source / name), align.read_photo(target / name)
+        far = outside(photo)
+        assert 0.1 < far.mean() < 0.9
+        assert np.array_equal(photo[far], written[far])
+        assert (photo[~far] != written[~far]).any(1).mean() > 0.3
+
+
+def test_a_row_for_each_face_and_each_file(done):
+    _, target, rows, before = done
+    assert set(rows) == set(before) - {"notes.txt"}
+    assert [row["face"] for row in rows["two.png"]] == [1, 2]
+    assert [row["face"] for row in rows["a.png"]] == [1]
+    for name in ("cut.jpg", "empty.png"):
+        assert rows[name] == [{"photo": name, "state": "unreadable, left out"}]
+    assert rows["none.png"] == [{"photo": "none.png", "state": "no face found, copied as it is"}]
+    with open(target / deidentify.REPORT, newline="") as file:
+        written = list(csv.DictReader(file))
+    assert list(written[0]) == deidentify.COLUMNS
+    assert len(written) == sum(map(len, rows.values()))
+    for line in written:
+        if line["face"]:
+            row = rows[line["photo"]][int(line["face"]) - 1]
+            assert float(line["after"]) == pytest.approx(row["after"], abs=1e-4)
+            assert line["protected"] == str(row["protected"])
+
+
+def test_what_lies_where(done):
+    source, target, _, before = done
+    assert contents(source) == before  # the input is as it was
+    assert set(contents(target)) == {*FACES, "none.png", deidentify.REPORT}  # nothing temporary, nothing unreadable
+    assert contents(target)["none.png"] == before["none.png"]
+    formats = {name: Image.open(target / name) for name in FACES}
+    for name, picture in formats.items():
+        with picture:
+            assert picture.format == ("PNG" if name.endswith("png") else "JPEG")
+
+
+def test_metadata_go_and_the_colour_profile_stays(photos, tmp_path):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0132] = "Maker of cameras", "2020:01:01 00:00:00"
+    exif.get_ifd(GPS).update({1: "N", 2: (48.0, 51.0, 30.0), 3: "E", 4: (2.0, 17.0, 40.0)})
+    options = {"exif": exif, ICC: profile, "comment": b"at home", "quality": 95}
+    write(tmp_path / "in" / "a.jpg", photos[0], **options)
+    write(tmp_path / "in" / "b.png", photos[0], exif=exif, **{ICC: profile})
+    with Image.open(tmp_path / "in" / "a.jpg") as picture:
+        assert picture.getexif().get_ifd(GPS)[1] == "N"  # the test's own photo has it
+    rows = deidentify.folder(tmp_path / "in", tmp_path / "out")
+    assert [row["state"] for row in rows] == ["de-identified"] * 2
+    for name in ("a.jpg", "b.png"):
+        data = (tmp_path / "out" / name).read_bytes()
+        for trace in (b"Exif", b"eXIf", b"Maker of cameras", b"2020:01:01", b"at home"):
+            assert trace not in data
+        with Image.open(tmp_path / "out" / name) as picture:
+            assert picture.info[ICC] == profile
+            assert not picture.getexif()
+            assert "comment" not in picture.info
+
+
+def test_the_rotation_in_the_metadata_is_applied(photos, tmp_path, dlib):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6  # lies on its side, and is shown turned clockwise
+    write(tmp_path / "in" / "a.png", np.rot90(photos[1]), exif=exif)
+    (row,) = deidentify.folder(tmp_path / "in", tmp_path / "out")
+    assert row["protected"]
+    with Image.open(tmp_path / "out" / "a.png") as picture:
+        assert not picture.getexif()
+        written = np.asarray(picture)
+    assert written.shape == photos[1].shape
+    far = outside(photos[1])
+    assert np.array_equal(written[far], photos[1][far])
+    assert (recognised(tmp_path / "in" / "a.png", tmp_path / "out" / "a.png", dlib) > 0.85 * dlib.threshold).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16"])
+def test_other_kinds_of_pixels(mode, orl, tmp_path):
+    photo = Image.fromarray(align.read_photo(orl.files[42]))
+    if mode == "I;16":
+        photo = Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
+    else:
+        photo = photo.convert(mode)
+    (tmp_path / "in").mkdir()
+    photo.save(tmp_path / "in" / ("a.jpg" if mode == "CMYK" else "a.png"))
+    (row,) = deidentify.folder(tmp_path / "in", tmp_path / "out")
+    assert row["state"] == "de-identified"
+
+
+def test_protect_leaves_photo_and_recogniser_as_they_are(photos, dlib):
+    photo, before = photos[0].copy(), {key: value.clone() for key, value in dlib.state_dict().items()}
+    (faces,) = align.find_every_face([photo])
+    matrix = align.similarity(faces[0])
+    changed = deidentify.protect(photo, matrix, dlib)
+    assert changed.dtype == np.uint8
+    assert not np.array_equal(changed, photo)
+    assert np.array_equal(photo, photos[0])
+    assert all(torch.equal(before[key], value) for key, value in dlib.state_dict().items())
+    assert all(p.grad is None and not p.requires_grad for p in dlib.parameters())
+    assert np.array_equal(deidentify.protect(photo, matrix, dlib), changed)
+    assert np.array_equal(deidentify.protect(photo, matrix, dlib, alpha=0.0, steps=1), photo)
+    away = np.c_[matrix[:, :2], matrix[:, 2] + 10000]  # a chip of which the photo shows nothing
+    assert np.array_equal(deidentify.protect(photo, away, dlib), photo)
+
+
+def test_the_chip_reaches_beyond_the_photo(photos, dlib):
+    cropped = photos[0][:270, :].copy()
+    (faces,) = align.find_every_face([cropped])
+    changed = deidentify.protect(cropped, align.similarity(faces[0]), dlib)
+    clean, after = chip(cropped, faces[0]), chip(changed, faces[0])
+    with torch.no_grad():
+        assert dlib.distance(dlib.embed(after), dlib.embed(clean.flip(3))) >= dlib.threshold
+
+
+def test_the_seam_is_soft(photos, dlib):
+    """What is added fades out: at the border of the chip it is nothing, in the middle it is most."""
+    photo = photos[2]
+    (faces,) = align.find_every_face([photo])
+    matrix = align.similarity(faces[0])
+    changed = deidentify.protect(photo, matrix, dlib)
+    ys, xs = np.mgrid[: photo.shape[0], : photo.shape[1]]
+    x, y = np.tensordot(matrix, np.stack([xs, ys, np.ones_like(xs)]), 1)
+    inside = np.minimum(np.minimum(x, align.SIZE - 1 - x), np.minimum(y, align.SIZE - 1 - y))
+    size = np.abs(changed.astype(int) - photo).max(2)
+    assert size[(inside > -2) & (inside < 1)].mean() < 0.25 * size[inside > 12].mean()
+
+
+def test_the_command(photos, tmp_path, capsys):
+    write(tmp_path / "in" / "me" / "a.png", photos[3])
+    assert run(tmp_path / "in", tmp_path / "out") == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("me/a.png face 1: de-identified, 0.")
+    assert told[-1].startswith("1 of 1 faces are no longer recognised by dlib, and ")
+    assert str(tmp_path / "out" / "report.csv") in told[-1]
+    assert (tmp_path / "out" / "me" / "a.png").is_file()
+
+
+def test_the_command_without_a_face(tmp_path, capsys):
+    write(tmp_path / "in" / "a.png", np.full((200, 200, 3), 90, np.uint8))
+    assert run(tmp_path / "in", tmp_path / "out") == 0
+    told = capsys.readouterr().out
+    assert "a.png: no face found, copied as it is" in told
+    assert "0 of 0 faces" in told
+    assert contents(tmp_path / "in")["a.png"] == contents(tmp_path / "out")["a.png"]
+
+
+def test_protected_from_another_recogniser(photos, tmp_path, capsys):
+    """Not every face: the landmarks, found anew, may lie elsewhere. What is said is what the files show."""
+    for i, photo in enumerate(photos):
+        write(tmp_path / "in" / f"{i}.png", photo)
+    assert run(tmp_path / "in", tmp_path / "out", "--model", "mobile") == 0
+    told, mobile = capsys.readouterr().out, recognisers.load("mobile")
+    with open(tmp_path / "out" / deidentify.REPORT, newline="") as file:
+        rows = list(csv.DictReader(file))
+    hidden = [float(row["after"]) >= mobile.threshold for row in rows]
+    assert sum(hidden) >= 2
+    for row, is_hidden in zip(rows, hidden):
+        assert row["protected"] == str(is_hidden)
+        assert row["state"] == ("de-identified" if is_hidden else "changed, but still recognised")
+        assert f"{row['photo']} face 1: {row['state']}, " in told
+    assert f"{sum(hidden)} of 4 faces are no longer recognised by mobile" in told
+    assert "by dlib, which the protection was not made for" in told
+    for i in range(4):
+        assert recognised(tmp_path / "in" / f"{i}.png", tmp_path / "out" / f"{i}.png", mobile) > mobile.threshold / 2
+
+
+REFUSALS = {
+    "target not empty": (["in", "full"], 2, "full is there already and not an empty folder"),
+    "target is a file": (["in", "in/../file"], 2, "not an empty folder"),
+    "target inside": (["in", "in/out"], 2, "must lie outside"),
+    "target around": (["in", "."], 2, "must lie outside"),
+    "the same": (["in", "./in"], 2, "must lie outside"),
+    "no photos": (["bare", "out"], 2, "bare holds no photos"),
+    "no folder": (["nowhere", "out"], 1, "nowhere is not a folder"),
+    "a photo for a folder": (["in/a.png", "out"], 1, "a.png is not a folder"),
+    "unknown model": (["in", "out", "--model", "dlibb"], 2, 'no recogniser "dlibb" (did you mean dlib?)'),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refusals_are_one_sentence_and_touch_nothing(case, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("FACEADV_DEBUG", raising=False)
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "in" / "a.png", np.zeros((50, 50, 3), np.uint8))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "old.txt").write_text("mine")
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "notes.txt").write_text("no photo")
+    (tmp_path / "file").write_text("a file")
+    before = contents(tmp_path)
+    argv, status, said = REFUSALS[case]
+    assert cli.main(["deidentify", *argv]) == status
+    told = capsys.readouterr()
+    assert said in told.err
+    assert told.err.startswith("faceadv: ")
+    assert told.err.count("\n") == 1
+    assert told.out == ""
+    assert contents(tmp_path) == before
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_target_is_taken(photos, tmp_path):
+    write(tmp_path / "in" / "a.png", photos[0])
+    (tmp_path / "out").mkdir()
+    assert deidentify.folder(tmp_path / "in", tmp_path / "out")[0]["protected"]
+
+
+def test_photos_of_the_wild(lfw_root, tmp_path):
+    """Where LFW is: photos with a background, and with several faces."""
+    from faceadv import fetch
+
+    paths = sorted(fetch.lfw_folder(lfw_root).glob("A*/*_0001.jpg"))[:60:10]
+    (tmp_path / "in").mkdir()
+    for path in paths:
+        (tmp_path / "in" / path.name).write_bytes(path.read_bytes())
+    rows = deidentify.folder(tmp_path / "in", tmp_path / "out")
+    faces = [row for row in rows if "face" in row]
+    assert len(faces) >= len(paths)
+    assert np.mean([row["protected"] for row in faces]) >= 0.9
+    assert set(contents(tmp_path / "out")) == {path.name for path in paths} | {deidentify.REPORT}

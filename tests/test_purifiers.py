@@ -1,0 +1,132 @@
+"""Purifiers: what they do to an image, what they draw, and that they undo some of a real attack."""
+
+import numpy as np
+import pytest
+import torch
+
+from faceadv import attacks, images, objectives, purifiers, recognisers
+
+
+@pytest.fixture(scope="module")
+def attacked(orl, dlib):
+    """24 impersonations at 2 grey levels: the photos, the attacked ones, references and the objective."""
+    embeddings = recognisers.embed_faces(dlib, orl)
+    x = orl.images[0:240:10]
+    references = embeddings[(torch.arange(24) * 10 + 195) % 400]
+    objective = objectives.impersonation(dlib, references)
+    return x, attacks.pgd(x, objective, eps=2 / 255, steps=10), references, objective
+
+
+@pytest.mark.parametrize(("name", "options"), [("jpeg", {}), ("jpeg", {"quality": 50}), ("randomization", {})])
+def test_better_than_doing_nothing(name, options, attacked, dlib):
+    x, y, references, objective = attacked
+    purifier = purifiers.load(name, **options)
+    assert objectives.success(objective, y).float().mean() >= 0.85
+    assert objectives.success(objective, purifier(y)).float().mean() <= 0.8
+    with torch.no_grad():
+        far = dlib.distance(dlib.embed(purifier(y)), references) - dlib.distance(dlib.embed(y), references)
+        # and the person stays who it is
+        moved = dlib.distance(dlib.embed(purifier(x)), dlib.embed(x))
+    assert (far > 0).float().mean() >= 0.9
+    assert moved.max() < dlib.threshold
+
+
+@pytest.mark.parametrize("name", ["jpeg", "randomization"])
+def test_range_shape_and_original(name, orl):
+    x = torch.cat([orl.images[:2], torch.ones(1, 3, 112, 112), torch.zeros(1, 3, 112, 112)])
+    before, purifier = x.clone(), purifiers.load(name)
+    y = purifier(x)
+    assert y.shape == x.shape
+    assert y.dtype == torch.float32
+    assert y.min() >= 0
+    assert y.max() <= 1
+    assert torch.equal(x, before)
+    assert not torch.equal(y[:2], x[:2])
+    assert not purifier.training
+    assert purifier(x[:1, :, ::2, ::2]).shape == (1, 3, 56, 56)
+
+
+@pytest.mark.parametrize("name", ["jpeg", "randomization"])
+@pytest.mark.parametrize("bad", [torch.zeros(3, 8, 8), torch.zeros(1, 3, 8, 8).byte(), torch.full((1, 3, 8, 8), 2.0)])
+def test_wrong_images_are_refused(name, bad):
+    with pytest.raises(ValueError, match="images must"):
+        purifiers.load(name)(bad)
+
+
+def test_an_unknown_name():
+    with pytest.raises(ValueError, match=r'no purifier "jpg" \(did you mean jpeg\?\); there are '):
+        purifiers.load("jpg")
+
+
+def test_jpeg_is_a_file_of_that_quality(orl):
+    x = orl.images[:3]
+    changes = []
+    for quality in (90, 75, 30):
+        y = purifiers.load("jpeg", quality=quality)(x.clone().requires_grad_(True))
+        assert torch.equal(y, images.jpeg(x, quality))
+        assert not y.requires_grad
+        changes.append((y - x).square().mean().item())
+    assert changes[0] < changes[1] < changes[2]
+    assert torch.equal(purifiers.load("jpeg")(x), images.jpeg(x, 75))
+
+
+def test_randomization_goes_on_in_the_series_of_its_seed(orl):
+    x = orl.images[:3]
+    a, b, c = (purifiers.load("randomization", seed=seed) for seed in (1, 1, 2))
+    first = a(x)
+    assert torch.equal(first, b(x))
+    assert not torch.equal(first, c(x))
+    assert not torch.equal(first, a(x))
+    state = torch.get_rng_state()
+    a(x)
+    assert torch.equal(state, torch.get_rng_state())  # its own series, not torch's
+
+
+def test_each_image_draws_its_own_numbers(orl):
+    y = purifiers.load("randomization")(orl.images[:1].repeat(12, 1, 1, 1))
+    different = [not torch.equal(y[i], y[j]) for i in range(12) for j in range(i)]
+    assert sum(different) >= 60  # of 66
+
+
+def test_randomization_draws_sides_and_places_as_published():
+    """White comes back with a black border: 112 is enlarged to 116 … 123 of 124, anywhere in it."""
+    y = purifiers.load("randomization")(torch.ones(200, 3, 112, 112))[:, 0]
+    width, height = y.amax(1).sum(1), y.amax(2).sum(1)
+    assert torch.allclose(width, height, atol=1.5)
+    sides = width * 124 / 112
+    assert sides.min() > 116 - 1.2
+    assert sides.max() < 123 + 1.2
+    assert sides.max() - sides.min() > 5
+    top, bottom = 1 - y[:, 0, 56], 1 - y[:, -1, 56]
+    left, right = 1 - y[:, 56, 0], 1 - y[:, 56, -1]
+    for border in (top, bottom, left, right):
+        assert 0.1 < (border > 0.9).float().mean() < 0.9
+    assert not torch.equal(top > 0.9, left > 0.9)
+
+
+def test_randomization_is_nearest_neighbour_then_padding(orl):
+    """The result is that of one of all 284 possible draws, made here with numpy."""
+    x = orl.images[0]
+    (y,) = purifiers.load("randomization", seed=3)(x[None])
+    errors = []
+    for side in range(116, 124):
+        pick = np.arange(side) * 112 // side
+        for left in range(124 - side + 1):
+            for top in range(124 - side + 1):
+                padded = np.zeros((3, 124, 124), np.float32)
+                padded[:, top : top + side, left : left + side] = x.numpy()[:, pick][:, :, pick]
+                back = torch.nn.functional.interpolate(torch.from_numpy(padded)[None], (112, 112), mode="bilinear")
+                errors.append((back[0] - y).abs().max().item())
+    assert len(errors) == 284
+    assert sorted(errors)[0] < 1e-5 < 0.1 < sorted(errors)[1]
+
+
+def test_randomization_is_linear_and_differentiable(orl):
+    x = orl.images[:3].clone().requires_grad_(True)
+    weights = torch.randn(3, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    loss = (weights * purifiers.load("randomization", seed=4)(x)).sum()
+    (slope,) = torch.autograd.grad(loss, x)
+    assert (slope.flatten(1).norm(dim=1) > 0).all()
+    other = orl.images[100:103]
+    expected = (weights * purifiers.load("randomization", seed=4)(other)).sum()
+    assert (slope * other).sum().item() == pytest.approx(expected.item(), abs=0.05, rel=1e-3)
