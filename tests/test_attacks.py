@@ -99,7 +99,7 @@ def test_agrees_with_foolbox(orl, classifier):
 
         model = foolbox.PyTorchModel(classifier, bounds=(0, 1), device="cpu")
     x, labels = orl.images[0:40:10], torch.arange(4)
-    objective = objectives.untargeted(classifier, labels)
+    objective = objectives.untargeted(classifier, labels, fast=False)
     fa = foolbox.attacks
     steps, alpha = 4, EPS / 3
     pairs = [
