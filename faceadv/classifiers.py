@@ -52,7 +52,9 @@ class ModelB(nn.Module):
         return self
 
     def forward(self, images):
-        return self.classify(self.backbone(images))
+        fast = torch.is_autocast_enabled(images.device.type)  # a recogniser's embeddings are float32 unless asked
+        embed = getattr(self.backbone, "embed", None)
+        return self.classify(embed(images, fast=fast) if embed else self.backbone(images))
 
     def classify(self, features):
         """Logits from the backbone's features (N, D), which are computed once for training."""

@@ -55,13 +55,11 @@ class Recogniser(nn.Module):
     def embed(self, images, fast=False):
         """Embeddings (N, D) float32 of float images (N, 3, H, W) RGB in [0, 1], differentiable.
 
-        fast: bfloat16 where ``precision`` and the hardware allow it, as inside ``torch.autocast``; scores are always
-        taken without.
+        fast: bfloat16 where ``precision`` and the hardware allow it; scores are always taken without.
         Raises ``ValueError`` for anything else than such images.
         """
         check_images(images)
         device = images.device.type
-        fast = fast or torch.is_autocast_enabled(device)
         half = fast and self.precision == "auto" and has_bfloat16(images.device)
         with torch.autocast(device, torch.bfloat16, enabled=half):
             embeddings = self.network(images.float())

@@ -308,21 +308,3 @@ def test_missing_facenet(cache, name, file):
     assert file in sentence
     assert str(cache / "weights") in sentence
     assert "\n" not in sentence
-
-
-def test_autocast_around_is_as_fast_inside(orl, monkeypatch):
-    """A classifier on a recogniser is attacked under autocast, which must reach the backbone."""
-    seen = []
-
-    class Sees(torch.nn.Module):
-        def forward(self, images):
-            out = images.flatten(1) @ torch.ones(3 * 112 * 112, 2)
-            seen.append(out.dtype)
-            return out
-
-    recogniser = recognisers.Recogniser("sees", Sees(), 1.0)
-    monkeypatch.setattr(recognisers, "has_bfloat16", lambda device: True)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert recogniser(orl.images[:2]).dtype == torch.float32
-    recogniser(orl.images[:2])
-    assert seen == [torch.bfloat16, torch.float32]
