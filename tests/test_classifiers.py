@@ -124,19 +124,6 @@ def test_model_b_can_be_attacked(split, b):
     assert (classifiers.logits(model, y).argmax(1) == wanted).all()
 
 
-def test_a_recogniser_as_backbone_is_fast_where_the_attack_is(split, b, monkeypatch):
-    asked, model, embed = [], b[0], type(b[0].backbone).embed
-    monkeypatch.setattr(
-        type(model.backbone), "embed", lambda self, x, fast=False: (asked.append(fast), embed(self, x, fast))[1]
-    )
-    x, objective = split[1][0][:2], objectives.targeted(model, torch.zeros(2, dtype=torch.long))
-    with monkeypatch.context() as hardware:
-        hardware.setattr(objectives, "has_bfloat16", lambda device: True)
-        for exact in (False, True):
-            objective(x, torch.arange(2), exact=exact)
-    assert asked == [True, False]
-
-
 def test_targets_are_who_they_should_be():
     scores = torch.tensor([[5.0, 1.0, 3.0, 2.0], [5.0, 1.0, 3.0, 2.0], [5.0, 1.0, 3.0, 2.0]])
     labels = torch.tensor([0, 1, 3])  # said rightly, farthest, and neither
