@@ -8,7 +8,7 @@ import sys
 
 from faceadv.paths import nearest
 
-TRAINERS = {"mobile": "faceadv.train_mobile:main"}
+TRAINERS = {"mobile": "faceadv.train_mobile:main", "resgn": "faceadv.train_resgn:main"}
 
 
 def main(argv=None):

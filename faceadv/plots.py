@@ -20,7 +20,8 @@ def theme():
     plt.rcParams.update({"figure.dpi": 90, "axes.titlesize": 11, "figure.constrained_layout.use": True})
 
 
-def _picture(axis, image, title="", below=""):
+def picture(axis, image, title="", below=""):
+    """One image (3, H, W) in [0, 1] on an axis, without ticks, ``below`` under it."""
     axis.imshow(image.detach().cpu().clamp(0, 1).permute(1, 2, 0).numpy(), vmin=0, vmax=1)
     axis.set(xticks=[], yticks=[], title=title, xlabel=below)
     sns.despine(ax=axis, left=True, bottom=True)
@@ -34,7 +35,7 @@ def grid(images, titles=None, columns=10, size=1.1):
     for axis in axes.flat:
         axis.axis("off")
     for i, (axis, image) in enumerate(zip(axes.flat, images)):
-        _picture(axis, image, titles[i] if titles else "")
+        picture(axis, image, titles[i] if titles else "")
     return figure
 
 
@@ -46,10 +47,10 @@ def attacks(original, perturbed, reference, captions, k=10, size=1.9):
     figure, axes = plt.subplots(len(original), 4, figsize=(4 * size, 1.18 * size * len(original)), squeeze=False)
     for row, (x, y, z, (before, after)) in enumerate(zip(original, perturbed, reference, captions)):
         heads = ("original", "perturbed", f"perturbation × {k}", "compared with") if row == 0 else ("",) * 4
-        _picture(axes[row, 0], x, heads[0], before)
-        _picture(axes[row, 1], y, heads[1], after)
-        _picture(axes[row, 2], 0.5 + k * (y - x), heads[2])
-        _picture(axes[row, 3], z, heads[3])
+        picture(axes[row, 0], x, heads[0], before)
+        picture(axes[row, 1], y, heads[1], after)
+        picture(axes[row, 2], 0.5 + k * (y - x), heads[2])
+        picture(axes[row, 3], z, heads[3])
     return figure
 
 

@@ -47,7 +47,13 @@ class Randomization(nn.Module):
         return F.interpolate(torch.cat(padded), (side, side), mode="bilinear", align_corners=False)
 
 
-PURIFIERS = {"jpeg": Jpeg, "randomization": Randomization}
+def _resgn():
+    from faceadv import resgn
+
+    return resgn.load()
+
+
+PURIFIERS = {"jpeg": Jpeg, "randomization": Randomization, "resgn": _resgn}
 
 
 def load(name, device="cpu", **options):

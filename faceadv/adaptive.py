@@ -1,0 +1,28 @@
+"""Attacks that know the purifier: gradients through it, averaged over its randomness.
+
+Source: Athalye, Carlini and Wagner 2018, Obfuscated gradients give a false sense of security, section 4.
+"""
+
+import torch
+
+from faceadv.recognisers import has_bfloat16
+
+
+def through(purifier, objective, samples=1):
+    """The objective as it is behind a purifier: its loss is the mean over ``samples`` purifications of the images.
+
+    purifier: a differentiable module from images to images; with one that draws random numbers and samples > 1 this is
+    EOT. An image counts as reached if more than half of its purifications reach the objective.
+    """
+
+    def behind(images, rows, exact=False):
+        half = not exact and has_bfloat16(images.device)
+        losses, hits = 0.0, 0.0
+        for _ in range(samples):
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+                purified = purifier(images).float()
+            loss, reached = objective(purified, rows, exact)
+            losses, hits = losses + loss / samples, hits + reached.float() / samples
+        return losses, hits > 0.5
+
+    return behind

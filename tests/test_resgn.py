@@ -1,0 +1,192 @@
+"""ResGN: its losses are the paper's, training survives a kill, and the shipped network beats doing nothing."""
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from faceadv import adaptive, attacks, metrics, objectives, purifiers, recognisers, resgn, train_resgn, training
+
+SMALL = {"blocks": 1, "width": 8, "shrink": 2, "batch": 4, "lr": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def goals(orl, dlib):
+    """Eight dodging and eight impersonation problems that the recogniser has right: photos, references, objective."""
+    embeddings = recognisers.embed_faces(dlib, orl)
+    x = orl.images[200:280:10]
+    same, other = embeddings[201:281:10], embeddings[300:380:10]
+    return {
+        "dodging": (x, same, objectives.dodging(dlib, same)),
+        "impersonation": (x, other, objectives.impersonation(dlib, other)),
+    }
+
+
+@pytest.mark.parametrize("shrink", [1, 2])
+def test_starts_as_the_identity_and_keeps_the_range(shrink, orl):
+    network = resgn.ResGN(2, 8, shrink).eval()
+    x = orl.images[:2]
+    torch.testing.assert_close(network(x), x)
+    torch.nn.init.normal_(network.tail.weight)
+    moved = network(x)
+    assert moved.shape == x.shape
+    assert 0 <= moved.min() <= moved.max() <= 1
+    assert not torch.equal(moved, x)
+
+
+def test_the_papers_size():
+    # 16 x 64 at full resolution: head, 16 blocks, end, tail as in SRResNet without its up-sampling
+    network = resgn.ResGN()
+    assert sum(p.numel() for p in network.parameters()) == 1792 + 16 * (2 * 36864 + 4 * 64) + 36864 + 128 + 1731
+
+
+def test_probability_of_different():
+    d = torch.tensor([0.0, 0.5, 1.0, 2.5, 4.0, 9.0])
+    torch.testing.assert_close(resgn.different(d, tau=1.0), torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0, 1.0]))
+
+
+def test_terms_are_the_equations(orl, dlib):
+    cleaned, legitimate = orl.images[1:4], orl.images[:3]
+    got = resgn.terms(cleaned, legitimate, dlib)
+    assert list(got) == list(resgn.TERMS)
+    assert got["pixel"] == pytest.approx((cleaned - legitimate).square().mean().item(), rel=1e-5)
+    d = (dlib.embed(cleaned) - dlib.embed(legitimate)).square().sum(1).double()
+    expected = [-np.log(1 - (0.5 * v / 0.36 if v <= 0.36 else 0.5 + 0.5 * (v - 0.36) / 3.64)) for v in d.tolist()]
+    assert got["verification"].item() == pytest.approx(np.mean(expected), rel=1e-4)
+    assert got["texture"] > 0
+    nothing = resgn.terms(legitimate, legitimate, dlib)
+    assert all(value == pytest.approx(0, abs=1e-6) for value in nothing.values())
+
+
+def test_another_texture_network(orl, dlib):
+    got = resgn.terms(orl.images[1:2], orl.images[:1], dlib, texture=lambda x: x[:, :, ::4, ::4] * 2)
+    expected = 4 * (orl.images[1:2] - orl.images[:1])[:, :, ::4, ::4].square().mean()
+    assert got["texture"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_papers_texture_is_asked_for_by_name(monkeypatch, tmp_path):
+    assert train_resgn.texture_network("recogniser") is None
+    monkeypatch.setenv("FACEADV_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="faceadv weights fetch vgg-face"):
+        train_resgn.texture_network("vgg-face")
+    with pytest.raises(ValueError, match="did you mean"):
+        train_resgn.texture_network("vggface")
+
+
+def test_gradient_lengths():
+    w = torch.tensor([3.0, 4.0], requires_grad=True)
+    assert resgn.balance({"a": w.square().sum() / 2, "b": 10 * w.sum()}, [w]) == pytest.approx(
+        {"a": 5.0, "b": 200**0.5}
+    )
+
+
+def test_fresh_attacks_mislead_the_recogniser(orl, dlib):
+    embeddings = recognisers.embed_faces(dlib, orl)
+    rows = torch.arange(0, 160, 10)
+    x = orl.images[rows]
+    moved = train_resgn.adversarial(x, orl.labels, embeddings, rows, dlib, training.generator(0, 3))
+    again = train_resgn.adversarial(x, orl.labels, embeddings, rows, dlib, training.generator(0, 3))
+    assert torch.equal(moved, again)
+    size = metrics.linf(moved, x)
+    assert size.max() <= 10 / 255 + 1e-6
+    assert 0 < (size == 0).sum() < len(x)  # some stay clean
+    far = dlib.distance(dlib.embed(moved), embeddings[rows])
+    assert far[size > 0].median() > 0.3
+
+
+def test_training_learns_and_resumes_to_the_same_weights(orl, dlib, tmp_path):
+    chips, labels = np.array(orl.chips[:40]), orl.labels[:40]
+
+    def run(out, **more):
+        return train_resgn.train(chips, labels, dlib, steps=24, out=out, every=5, **SMALL | more)
+
+    (whole,), log = run(tmp_path / "whole")
+    assert log[-1].keys() == {"step", *(f"pixel+texture+verification: {term}" for term in resgn.TERMS)}
+    assert not any(p.requires_grad for p in whole.parameters())
+    assert not whole.training
+    code = (
+        "import numpy as np, sys; from pathlib import Path; from faceadv import faces, recognisers, train_resgn as t\n"
+        "o = faces.load('orl'); t.train(np.array(o.chips[:40]), o.labels[:40], recognisers.load('dlib'), steps=24,"
+        f" out=Path(sys.argv[1]), every=5, **{SMALL!r})"
+    )
+    cut = tmp_path / "cut"
+    process = subprocess.Popen([sys.executable, "-c", code, str(cut)])
+    deadline = time.time() + 120
+    while not (cut / "last.pt").exists() and time.time() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert training.resume(cut / "last.pt")["step"] < 24
+    (resumed,), _ = run(cut, resume=True)
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
+    assert (cut / "log.jsonl").read_text() == (tmp_path / "whole" / "log.jsonl").read_text()
+
+
+def test_the_warm_up_is_pixels_alone(orl, dlib, monkeypatch):
+    monkeypatch.setattr(train_resgn, "WARM", 0.5)
+    monkeypatch.setattr(train_resgn, "MEASURED", 1)
+    chips, labels = np.array(orl.chips[:40]), orl.labels[:40]
+    _, log = train_resgn.train(chips, labels, dlib, steps=6, **SMALL)
+    pixel, every = (
+        {"step", "pixel+texture+verification: pixel"},
+        {f"pixel+texture+verification: {t}" for t in resgn.TERMS},
+    )
+    assert [set(row) for row in log] == [pixel] * 2 + [every | {"step"}] * 4
+
+
+def test_batch_norm_ends_on_its_running_means(orl, dlib, monkeypatch):
+    seen = []
+    forward = resgn.ResGN.forward
+    monkeypatch.setattr(resgn.ResGN, "forward", lambda self, x: (seen.append(self.training), forward(self, x))[1])
+    train_resgn.train(np.array(orl.chips[:40]), orl.labels[:40], dlib, steps=10, **SMALL)
+    assert seen == [True] * 6 + [False] * 4
+
+
+def test_losses_side_by_side_share_everything_but_the_loss(orl, dlib):
+    chips, labels = np.array(orl.chips[:40]), orl.labels[:40]
+    (pixel, joint), _ = train_resgn.train(chips, labels, dlib, steps=24, losses=(("pixel",), resgn.TERMS), **SMALL)
+    (alone,), _ = train_resgn.train(chips, labels, dlib, steps=24, losses=(("pixel",),), **SMALL)
+    assert all(torch.equal(v, alone.state_dict()[k]) for k, v in pixel.state_dict().items())
+    assert not torch.equal(pixel.tail.weight, joint.tail.weight)
+
+
+@pytest.mark.parametrize("goal", ["dodging", "impersonation"])
+def test_the_shipped_network_beats_doing_nothing_and_falls_to_an_attack_through_it(goal, goals, dlib):
+    x, references, objective = goals[goal]
+    purifier = purifiers.load("resgn")
+    before = {key: value.clone() for key, value in purifier.state_dict().items()}
+
+    def right(z):
+        return ((dlib.distance(dlib.embed(z), references) < dlib.threshold) == (goal == "dodging")).float().mean()
+
+    assert right(x) == 1
+    assert right(purifier(x)) >= 0.85
+    for moved in (
+        attacks.fgsm(x, objective, eps=8 / 255),
+        attacks.pgd(x, objective, eps=8 / 255, alpha=2 / 255, steps=10),
+    ):
+        assert right(moved) <= 0.4
+        assert right(purifier(moved)) >= 0.75
+    through = adaptive.through(purifier, objective)
+    adaptive_moved = attacks.pgd(x, through, eps=8 / 255, steps=10)
+    assert right(purifier(adaptive_moved)) <= 0.25
+    assert objectives.success(through, adaptive_moved).float().mean() >= 0.75
+    assert all(torch.equal(value, purifier.state_dict()[key]) for key, value in before.items())
+    assert not any(p.requires_grad or p.grad is not None for p in purifier.parameters())
+
+
+def test_eot_averages_the_loss_over_draws(goals):
+    x, _, objective = goals["dodging"]
+    draws = iter([0.0, 0.5])
+
+    def dim(images):
+        return images * (1 - next(draws))
+
+    rows = torch.arange(2)
+    loss, _ = adaptive.through(dim, objective, samples=2)(x[:2], rows, exact=True)
+    expected = (objective(x[:2], rows, exact=True)[0] + objective(x[:2] * 0.5, rows, exact=True)[0]) / 2
+    torch.testing.assert_close(loss, expected)
