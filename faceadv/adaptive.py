@@ -3,6 +3,8 @@
 Source: Athalye, Carlini and Wagner 2018, Obfuscated gradients give a false sense of security, section 4.
 """
 
+from types import SimpleNamespace
+
 import torch
 
 from faceadv.recognisers import has_bfloat16
@@ -26,3 +28,15 @@ def through(purifier, objective, samples=1):
         return losses, hits > 0.5
 
     return behind
+
+
+def purified(recogniser, purifier):
+    """A recogniser behind a differentiable purifier: an extractor for cloaks, with the gradient through both."""
+
+    def embed(images, fast=False):
+        half = fast and has_bfloat16(images.device)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+            clean = purifier(images).float()
+        return recogniser.embed(clean, fast=fast)
+
+    return SimpleNamespace(name=f"{recogniser.name} behind a purifier", embed=embed)

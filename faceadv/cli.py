@@ -8,7 +8,11 @@ import sys
 
 from faceadv.paths import nearest
 
-TRAINERS = {"mobile": "faceadv.train_mobile:main", "resgn": "faceadv.train_resgn:main"}
+TRAINERS = {
+    "mobile": "faceadv.train_mobile:main",
+    "resgn": "faceadv.train_resgn:main",
+    "puface": "faceadv.train_puface:main",
+}
 
 
 def main(argv=None):

@@ -53,7 +53,13 @@ def _resgn():
     return resgn.load()
 
 
-PURIFIERS = {"jpeg": Jpeg, "randomization": Randomization, "resgn": _resgn}
+def _puface():
+    from faceadv import puface
+
+    return puface.load()
+
+
+PURIFIERS = {"jpeg": Jpeg, "randomization": Randomization, "resgn": _resgn, "puface": _puface}
 
 
 def load(name, device="cpu", **options):

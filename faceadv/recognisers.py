@@ -138,7 +138,7 @@ def embed_all(recogniser, images, batch=32):
 
 def embed_faces(recogniser, faces):
     """``embed_all`` of a FaceSet, kept in the cache under a hash of the chips and the network's weights."""
-    key = joblib.hash([np.asarray(faces.chips), _fingerprint(recogniser)])
+    key = joblib.hash([np.asarray(faces.chips), fingerprint(recogniser)])
     path = cache_root() / "embeddings" / f"{recogniser.name}-{key}.npy"
     if not path.exists():
         embeddings = embed_all(recogniser, faces.chips).numpy()
@@ -148,8 +148,9 @@ def embed_faces(recogniser, faces):
 
 
 @functools.lru_cache(maxsize=8)
-def _fingerprint(recogniser):
-    return joblib.hash([tensor.cpu().numpy() for tensor in recogniser.state_dict().values()])
+def fingerprint(network):
+    """A hash of a network's weights, for keys of caches."""
+    return joblib.hash([tensor.cpu().numpy() for tensor in network.state_dict().values()])
 
 
 def _floats(chips):

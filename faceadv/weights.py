@@ -40,13 +40,19 @@ DOWNLOADS = {
     "facenet-vggface2": "20180402-114759-vggface2.pt",
     "facenet-casia": "20180408-102900-casia-webface.pt",
     "vgg-face": "vgg_face_dag.pth",
+    "alexnet": "alexnet-owt-7be5be79.pth",
 }
-HOSTS = {"vgg-face": "https://www.robots.ox.ac.uk/~albanie/models/pytorch-mcn/"}  # RELEASE for the others
+HOSTS = {  # RELEASE for the others
+    "vgg-face": "https://www.robots.ox.ac.uk/~albanie/models/pytorch-mcn/",
+    "alexnet": "https://download.pytorch.org/models/",
+}
 CLASSES = {"facenet-vggface2": 8631, "facenet-casia": 10575}  # of the classifier head in the published files
-# facenet-pytorch publishes no hash. This one (111,898,327 bytes) stands in the locks and Dockerfiles of many
-# unrelated projects; none was found for the other files, whose first download is trusted instead.
+# facenet-pytorch publishes no hash, torchvision the first eight digits. These (111,898,327 and 244,408,911 bytes) stand
+# in the locks and Dockerfiles of many unrelated projects; none was found for the other files, whose first download is
+# trusted instead.
 PUBLISHED = {
     "20180402-114759-vggface2.pt": "281cebca8662831adb987a874bdcb36e73f5b1c6dc5ee5878f305e985625d99b",
+    "alexnet-owt-7be5be79.pth": "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
 }
 
 
@@ -126,9 +132,9 @@ def _downloaded(name):
 def fetch(name, release=None):
     """Download weights and return their path; those that are there already are left alone.
 
-    release: where the file lies, by default its publisher's. The VGGFace2 file is checked by SHA-256. No hash is
-    known for the others: the first download is trusted if it loads with ``weights_only=True`` as the tensors of its
-    network; its SHA-256 is written beside it (``.sha256``) and checked at every later load.
+    release: where the file lies, by default its publisher's. The files of VGGFace2 and AlexNet are checked by SHA-256.
+    No hash is known for the others: the first download is trusted if it loads with ``weights_only=True`` as the tensors
+    of its network; its SHA-256 is written beside it (``.sha256``) and checked at every later load.
     Raises ``ValueError`` for an unknown name, ``RuntimeError`` in one sentence if the download fails or
     holds something else.
     """

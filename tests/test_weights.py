@@ -10,7 +10,7 @@ from test_fetch import PAGE, cut_short, left, serve
 
 from faceadv import weights
 
-FETCHED = ("facenet-vggface2", "facenet-casia", "vgg-face")
+FETCHED = ("facenet-vggface2", "facenet-casia", "vgg-face", "alexnet")
 CASIA, VGGFACE2 = "20180408-102900-casia-webface.pt", "20180402-114759-vggface2.pt"
 
 

@@ -1,0 +1,23 @@
+"""LPIPS: the distance of two images in AlexNet's features, weighted as people judged.
+
+Source: Zhang et al. 2018, The unreasonable effectiveness of deep features as a perceptual metric, equation 1. The
+weights of the judgement come with torchmetrics, AlexNet's own are fetched: `faceadv weights fetch alexnet`.
+"""
+
+from torchmetrics.functional.image.lpips import _LPIPS
+
+from faceadv import weights
+
+
+def load(device="cpu"):
+    """A function of two batches of images (N, 3, H, W) in [0, 1] to distances (N,), differentiable, 0 for equal ones.
+
+    Raises ``FileNotFoundError`` if AlexNet's weights are not here, ``ValueError`` if they are not those published.
+    """
+    state = weights.read_state(weights.find("alexnet"))
+    # with AlexNet's trunk as random numbers, torchmetrics does not try to download it
+    network = _LPIPS(net="alex", pnet_rand=True)
+    trunk = {name: state["features." + name.split(".", 1)[1]] for name in network.net.state_dict()}
+    network.net.load_state_dict(trunk)
+    network.eval().requires_grad_(False).to(device)
+    return lambda a, b: network(a, b, normalize=True).flatten()
