@@ -4,6 +4,8 @@ Source: Zhang et al. 2018, The unreasonable effectiveness of deep features as a 
 weights of the judgement come with torchmetrics, AlexNet's own are fetched: `faceadv weights fetch alexnet`.
 """
 
+import functools
+
 from torchmetrics.functional.image.lpips import _LPIPS
 
 from faceadv import weights
@@ -14,10 +16,15 @@ def load(device="cpu"):
 
     Raises ``FileNotFoundError`` if AlexNet's weights are not here, ``ValueError`` if they are not those published.
     """
-    state = weights.read_state(weights.find("alexnet"))
+    network = _network(weights.find("alexnet"), device)
+    return lambda a, b: network(a, b, normalize=True).flatten()
+
+
+@functools.lru_cache(maxsize=1)  # the file has 244 MB, and every cloak asks for it
+def _network(path, device):
+    state = weights.read_state(path)
     # with AlexNet's trunk as random numbers, torchmetrics does not try to download it
     network = _LPIPS(net="alex", pnet_rand=True)
     trunk = {name: state["features." + name.split(".", 1)[1]] for name in network.net.state_dict()}
     network.net.load_state_dict(trunk)
-    network.eval().requires_grad_(False).to(device)
-    return lambda a, b: network(a, b, normalize=True).flatten()
+    return network.eval().requires_grad_(False).to(device)
