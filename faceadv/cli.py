@@ -12,6 +12,7 @@ TRAINERS = {
     "mobile": "faceadv.train_mobile:main",
     "resgn": "faceadv.train_resgn:main",
     "puface": "faceadv.train_puface:main",
+    "a3gn": "faceadv.train_a3gn:main",
 }
 
 

@@ -107,3 +107,21 @@ def lfw_people(faces, which):
     if which == "deid":
         return [name for name in sorted(faces.names) if photos[name] >= 30][:30]
     raise ValueError(f'which must be "train", "test", "closed" or "deid", not {which!r}.')
+
+
+def triples(labels, count, draw):
+    """Rows of sources, of targets, photos of other people, and of a second photo of each target: three (count,) int64.
+
+    labels (N,) int64; draw: a torch generator. A target with a single photo is its own second.
+    """
+    sources = torch.randint(len(labels), (count,), generator=draw)
+    targets, others = [], []
+    for row in sources.tolist():
+        target = row
+        while labels[target] == labels[row]:
+            target = torch.randint(len(labels), (1,), generator=draw).item()
+        same = torch.where(labels == labels[target])[0]
+        same = same[same != target] if len(same) > 1 else same
+        others.append(same[torch.randint(len(same), (1,), generator=draw)].item())
+        targets.append(target)
+    return sources, torch.tensor(targets), torch.tensor(others)

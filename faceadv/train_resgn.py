@@ -1,5 +1,7 @@
 """Train ResGN on LFW's training people against dlib: `faceadv train resgn`."""
 
+import itertools
+import json
 import os
 
 import numpy as np
@@ -7,36 +9,40 @@ import torch
 from tqdm import trange
 
 from faceadv import attacks, faces, pairs, recognisers, resgn, training, weights
-from faceadv.paths import cache_root, nearest
+from faceadv.paths import cache_root, nearest, replacing
 from faceadv.vgg_face import VGGFace
 
 SETTINGS = {
     "smoke": {"blocks": 2, "width": 16, "shrink": 2, "steps": 12, "batch": 8},
     "orl": {"blocks": 2, "width": 32, "shrink": 2, "steps": 60, "batch": 16},
-    "lfw": {"blocks": 8, "width": 64, "shrink": 2, "steps": 7000, "batch": 16},
+    "lfw": {"blocks": 8, "width": 64, "shrink": 2, "steps": 9000, "batch": 16},
     "paper": {"blocks": 16, "width": 64, "shrink": 1, "steps": 400_000, "batch": 16, "texture": "vgg-face"},
 }
 ABLATION = {"blocks": 4, "width": 32, "shrink": 2, "batch": 16}  # one network per set of losses, notebook 03
-# This share of the steps is pixel loss only, before the other terms join (the paper: 10 epochs). After a longer one,
-# 0.4, the pixels' gradient is small, and the balance gives the other terms a fourteenth.
-WARM = 0.05
+# A training has three parts, in each of which the learning rate rises and falls once. In the first a batch has one kind
+# of attack and one eps, and batch norm sees the batch's own means. It learns fast so, but from means that say how the
+# batch was attacked, and does worse in use. In the others attacks are mixed within the batch, and batch norm uses its
+# running means, as in use.
+PARTS = (21, 14, 10)  # their lengths, in proportion
+# This share of the first part is pixel loss only, before the other terms join (the paper: 10 epochs). After a much
+# longer one the pixels' gradient is small, and the balance gives the other terms a fourteenth.
+WARM = 1 / 12
 DODGING = 0.65  # share of the examples that dodge, which are the harder ones: pairs lie closer to the threshold
 CLEAN = 0.15  # share of the examples that are not attacked
-# From this share of the steps on, batch norm uses its running means, as it will in use. Until then it sees each batch's
-# own, which say how the batch was attacked: trained so to the end, a network did ten to forty points worse in use.
-FROZEN = 0.6
-ITERATED = 1 / 3  # share of a batch that is attacked by PGD, the rest by FGSM
+ITERATED = 1 / 3  # share of a mixed batch that is attacked by PGD, the rest by FGSM
 MEASURED = 10  # steps at its end over which gradient norms are averaged
+MEAN = 50  # steps of a row of the shipped log
+LOG = weights.SHIPPED / "resgn.log.jsonl"
 FIXED = {"pixel": 1.0, "texture": 1e4, "verification": 1e2}  # of the paper's lab, for other features than ours
 
 
-def adversarial(images, labels, embeddings, rows, recogniser, draw):
+def adversarial(images, labels, embeddings, rows, recogniser, draw, mixed=True):
     """Fresh adversarial examples of images (N, 3, H, W), rows of a set with ``labels`` and ``embeddings``.
 
     A share of ``DODGING`` dodges another photo of its person (its own mirror image if it has no other), the rest
-    impersonates a random other. A share of ``ITERATED`` is attacked by PGD of 5 or 10 steps within one eps from 2 to
-    10 / 255, the rest by FGSM, each image with its own log eps from there; a share of ``CLEAN`` stays as it is. draw:
-    the generator of all.
+    impersonates a random other; a share of ``CLEAN`` stays as it is. eps is 2 to 10 / 255, PGD takes 5 or 10 steps.
+    mixed: a share of ``ITERATED`` is attacked by PGD, the rest by FGSM, each image with its own eps; without it all are
+    attacked alike, by FGSM in three batches of five. draw: the generator of all.
     """
     dodge = torch.rand(len(rows), generator=draw) < DODGING
     references = []
@@ -61,15 +67,18 @@ def adversarial(images, labels, embeddings, rows, recogniser, draw):
         squared = (recogniser.embed(x, fast=not exact) - references[which]).square().sum(1)
         return sign[which] * squared, torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
-    iterated, once = torch.arange(len(rows), device=images.device).tensor_split([round(ITERATED * len(rows))])
-    moved = images.clone()
     steps = (5, 10)[torch.randint(2, (1,), generator=draw).item()]
+    share = ITERATED if mixed else float(torch.rand(1, generator=draw).item() < 0.4)
+    iterated, once = torch.arange(len(rows), device=images.device).tensor_split([round(share * len(rows))])
+    moved = images.clone()
     eps = (2 + 8 * torch.rand(1, generator=draw).item()) / 255
     seed = torch.randint(2**31, (1,), generator=draw).item()
-    moved[iterated] = attacks.pgd(images[iterated], _of(objective, iterated), eps=eps, steps=steps, seed=seed)
-    noise = (attacks.fgsm(images[once], _of(objective, once), eps=1 / 255) - images[once]).sign()
-    eps = 2 * 5 ** torch.rand(len(once), 1, 1, 1, generator=draw) / 255
-    moved[once] = (images[once] + eps.to(images.device) * noise).clamp(0, 1)
+    if len(iterated):
+        moved[iterated] = attacks.pgd(images[iterated], _of(objective, iterated), eps=eps, steps=steps, seed=seed)
+    if len(once):
+        noise = (attacks.fgsm(images[once], _of(objective, once), eps=1 / 255) - images[once]).sign()
+        eps = 2 * 5 ** torch.rand(len(once) if mixed else 1, 1, 1, 1, generator=draw) / 255
+        moved[once] = (images[once] + eps.to(images.device) * noise).clamp(0, 1)
     clean = torch.rand(len(rows), generator=draw) < CLEAN
     return torch.where(clean.to(images.device)[:, None, None, None], images, moved)
 
@@ -110,10 +119,17 @@ def train(
     a killed run goes on from there and ends with the same weights.
     """
     embeddings = recognisers.embed_all(recogniser, chips)
+    ends = [round(steps * sum(PARTS[: i + 1]) / sum(PARTS)) for i in range(len(PARTS))]
+    warm, first = max(1, int(WARM * ends[0])), ends[0]
+    measured = min(MEASURED, warm)
     networks = []
     for _ in losses:
         torch.manual_seed(seed)
-        networks.append(resgn.ResGN(blocks, width, shrink).to(device).train())
+        network = resgn.ResGN(blocks, width, shrink).to(device)
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = min(0.1, 12 / first)  # long enough not to depend on the last few batches' attacks
+        networks.append(network)
     optimisers = [torch.optim.Adam(network.parameters(), lr) for network in networks]
     norms = [dict.fromkeys(resgn.TERMS, 0.0) for _ in losses]
     start, rows = 0, []
@@ -127,18 +143,17 @@ def train(
         out.mkdir(parents=True, exist_ok=True)
         training.trim_log(out / "log.jsonl", start if state else -1)
     kind, half = torch.device(device).type, recognisers.has_bfloat16(device)
-    warm = int(WARM * steps)
-    measured = max(1, min(MEASURED, warm))
     for step in trange(start, steps, initial=start, total=steps, disable=bool(os.environ.get("FACEADV_QUIET"))):
         draw = training.generator(seed, step)
         chosen = torch.randint(len(chips), (batch,), generator=draw)
         legitimate = torch.from_numpy(chips[chosen.numpy()]).to(device).float().div_(255)
-        attacked = adversarial(legitimate, labels, embeddings, chosen, recogniser, draw)
+        attacked = adversarial(legitimate, labels, embeddings, chosen, recogniser, draw, step >= first)
+        begun, end = next((a, b) for a, b in itertools.pairwise([0, *ends]) if step < b)
         row = {"step": step + 1}
         for network, optimiser, names, norm in zip(networks, optimisers, losses, norms):
             measuring = warm - measured <= step < warm and not fixed
             counted = ("pixel",) if step < warm else names
-            network.train(step < FROZEN * steps)
+            network.train(step < first)
             with torch.autocast(kind, torch.bfloat16, enabled=half):
                 cleaned = network(attacked)
                 value = resgn.terms(cleaned, legitimate, recogniser, texture, resgn.TERMS if measuring else counted)
@@ -146,8 +161,10 @@ def train(
                 for name, length in resgn.balance(value, list(network.parameters())).items():
                     norm[name] += length
             total = sum(_weight(name, norm, fixed, step < warm) * value[name] for name in counted)
+            if step == first:
+                optimiser.state.clear()  # moments of another task
             for group in optimiser.param_groups:
-                group["lr"] = training.one_cycle(step, steps, lr)
+                group["lr"] = training.one_cycle(step - begun, end - begun, lr)
             optimiser.zero_grad()
             total.backward()
             optimiser.step()
@@ -209,9 +226,32 @@ def main(profile="lfw", resume=False, root=None, out=None, seed=0):
     return out
 
 
+def trained(folder):
+    """The network of a run, finished or not, frozen in evaluation mode."""
+    state = training.resume(folder / "last.pt")
+    network = resgn.ResGN(**state["size"])
+    network.load_state_dict(state["networks"][0])
+    return network.eval().requires_grad_(False)
+
+
+def read_log(path=LOG):
+    """The rows of a log, by default of the run that ships: a list of dicts, the mean of every ``MEAN`` steps a row."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    if path == LOG:
+        return rows
+    means = []
+    for part in (rows[i : i + MEAN] for i in range(0, len(rows), MEAN)):
+        terms = [term for term in part[-1] if term != "step"]
+        values = {term: [row[term] for row in part if term in row] for term in terms}
+        means.append({"step": part[-1]["step"]} | {term: round(sum(v) / len(v), 6) for term, v in values.items()})
+    return means
+
+
 def ship(profile="lfw", out=None):
-    """Write the shipped file from a finished run's checkpoint; returns its path."""
+    """Write the shipped file and log from a finished run's checkpoint; returns the file's path."""
     out = out or cache_root() / "train" / f"resgn-{profile}"
     state = training.resume(out / "last.pt")
     tensors = {key: v for key, v in state["networks"][0].items() if not key.endswith("num_batches_tracked")}
+    with replacing(weights.SHIPPED / LOG.name) as part:
+        part.write_text("".join(json.dumps(row) + "\n" for row in read_log(out / "log.jsonl")))
     return weights.ship("resgn", tensors | {key: torch.tensor(v) for key, v in state["size"].items()})

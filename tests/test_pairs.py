@@ -114,3 +114,13 @@ def test_the_second_recogniser(lfw):
     embeddings[needed] = recognisers.embed_faces(mobile, lfw[needed])
     distances = verification.pair_distances(mobile, embeddings, test)
     assert verification.accuracy(distances, test.same, mobile.threshold) >= 0.80
+
+
+def test_triples(orl):
+    sources, targets, others = pairs.triples(orl.labels, 32, torch.Generator().manual_seed(0))
+    assert (orl.labels[sources] != orl.labels[targets]).all()
+    assert (orl.labels[others] == orl.labels[targets]).all()
+    assert (others != targets).all()
+    alone = torch.tensor([0, 1, 1])
+    sources, targets, others = pairs.triples(alone, 32, torch.Generator().manual_seed(0))
+    assert (others[targets == 0] == 0).all()

@@ -83,18 +83,21 @@ def test_gradient_lengths():
     )
 
 
-def test_fresh_attacks_mislead_the_recogniser(orl, dlib):
+@pytest.mark.parametrize("mixed", [True, False])
+def test_fresh_attacks_mislead_the_recogniser(orl, dlib, mixed):
     embeddings = recognisers.embed_faces(dlib, orl)
     rows = torch.arange(0, 160, 10)
     x = orl.images[rows]
-    moved = train_resgn.adversarial(x, orl.labels, embeddings, rows, dlib, training.generator(0, 3))
-    again = train_resgn.adversarial(x, orl.labels, embeddings, rows, dlib, training.generator(0, 3))
+    moved = train_resgn.adversarial(x, orl.labels, embeddings, rows, dlib, training.generator(0, 3), mixed)
+    again = train_resgn.adversarial(x, orl.labels, embeddings, rows, dlib, training.generator(0, 3), mixed)
     assert torch.equal(moved, again)
     size = metrics.linf(moved, x)
     assert size.max() <= 10 / 255 + 1e-6
     assert 0 < (size == 0).sum() < len(x)  # some stay clean
     far = dlib.distance(dlib.embed(moved), embeddings[rows])
     assert far[size > 0].median() > 0.3
+    budgets = {round(255 * value) for value in size[size > 0].tolist()}
+    assert (len(budgets) > 1) == mixed
 
 
 def test_training_learns_and_resumes_to_the_same_weights(orl, dlib, tmp_path):
@@ -127,7 +130,7 @@ def test_training_learns_and_resumes_to_the_same_weights(orl, dlib, tmp_path):
 
 
 def test_the_warm_up_is_pixels_alone(orl, dlib, monkeypatch):
-    monkeypatch.setattr(train_resgn, "WARM", 0.5)
+    monkeypatch.setattr(train_resgn, "WARM", 1.0)
     monkeypatch.setattr(train_resgn, "MEASURED", 1)
     chips, labels = np.array(orl.chips[:40]), orl.labels[:40]
     _, log = train_resgn.train(chips, labels, dlib, steps=6, **SMALL)
@@ -143,7 +146,15 @@ def test_batch_norm_ends_on_its_running_means(orl, dlib, monkeypatch):
     forward = resgn.ResGN.forward
     monkeypatch.setattr(resgn.ResGN, "forward", lambda self, x: (seen.append(self.training), forward(self, x))[1])
     train_resgn.train(np.array(orl.chips[:40]), orl.labels[:40], dlib, steps=10, **SMALL)
-    assert seen == [True] * 6 + [False] * 4
+    assert seen == [True] * 5 + [False] * 5
+
+
+def test_the_log_that_ships_is_of_the_run_that_ships():
+    rows = train_resgn.read_log()
+    steps = train_resgn.SETTINGS["lfw"]["steps"]
+    assert [row["step"] for row in rows] == list(range(train_resgn.MEAN, steps + 1, train_resgn.MEAN))
+    verification = [row.get("pixel+texture+verification: verification") for row in rows]
+    assert verification[-1] < 0.8 * verification[len(rows) // 10]
 
 
 def test_losses_side_by_side_share_everything_but_the_loss(orl, dlib):

@@ -1,0 +1,127 @@
+"""Train A3GN on LFW's training people against dlib: `faceadv train a3gn`."""
+
+import os
+
+import numpy as np
+import torch
+from torchvision.utils import save_image
+from tqdm import trange
+
+from faceadv import a3gn, faces, pairs, recognisers, training, weights
+from faceadv.paths import cache_root, replacing
+
+SETTINGS = {
+    "smoke": {"width": 8, "blocks": 2, "steps": 6, "batch": 4},
+    "lfw": {"width": 32, "blocks": 4, "steps": 5000, "batch": 16},
+    "paper": {"width": 64, "blocks": 6, "steps": 100_000, "batch": 16},
+}
+SETTINGS["orl"] = SETTINGS["smoke"]
+WEIGHTS = {"cosine": 10.0, "reconstruction": 50.0, "adversarial": 0.1, "instance": 0.1, "kl": 0.01}
+SHEET = 8  # faces on a sample sheet
+
+
+def train(chips, labels, recogniser, *, steps, batch, width, blocks, factors=WEIGHTS, cvae=True, attention=True,
+          out=None, resume=False, seed=0, device="cpu", every=100, lr=1e-3):  # fmt: skip
+    """Train a generator and its discriminators; returns ``(generator, log)``, the generator frozen.
+
+    chips (N, 3, 112, 112) uint8 and labels (N,) of the training people; each batch draws sources and, for each, a
+    target of another person. factors: the losses' weights, 0 leaves one out and its discriminator untrained. out: a
+    folder for ``last.pt``, ``log.jsonl`` and a sample sheet every ``every`` steps; resume as elsewhere.
+    """
+    embeddings = recognisers.embed_all(recogniser, chips)
+    torch.manual_seed(seed)
+    modules = {
+        "generator": a3gn.A3GN(embeddings.shape[1], width, blocks, cvae, attention),
+        "normal": a3gn.Discriminator(3, width),
+        "instance": a3gn.Discriminator(6, width),
+    }
+    modules["generator"].mean.copy_(embeddings.mean(0))
+    modules["generator"].spread.copy_(embeddings.std(0))
+    optimisers = {}
+    for name, module in modules.items():
+        module.to(device).train()
+        momentum = 0.9 if name == "generator" else 0.5
+        optimisers[name] = torch.optim.Adam(module.parameters(), lr, betas=(momentum, 0.999))
+    start, rows = 0, []
+    state = training.resume(out / "last.pt") if out and resume else None
+    if state:
+        start = state["step"]
+        for name in modules:
+            modules[name].load_state_dict(state[name])
+            optimisers[name].load_state_dict(state[f"{name} optimiser"])
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        training.trim_log(out / "log.jsonl", start if state else -1)
+    generator = modules["generator"]
+    used = {n: modules[n] for n, loss in (("normal", "adversarial"), ("instance", "instance")) if factors.get(loss)}
+    kind, half = torch.device(device).type, recognisers.has_bfloat16(device)
+    halved = torch.autocast(kind, torch.bfloat16, enabled=half)
+    for step in trange(start, steps, initial=start, total=steps, disable=bool(os.environ.get("FACEADV_QUIET"))):
+        draw = training.generator(seed, step)
+        sources, targets, others = pairs.triples(labels, batch, draw)
+        x, y, o = (torch.from_numpy(chips[i.numpy()]).to(device).float().div_(255) for i in (sources, targets, others))
+        wanted = embeddings[targets].to(device)
+        for optimiser in optimisers.values():
+            for group in optimiser.param_groups:
+                group["lr"] = training.one_cycle(step, steps, lr)
+        with halved:
+            code = generator.code(wanted, draw)
+            made = generator.generate(x, code[0])
+            value = a3gn.generator_terms(made, x, code, wanted, recogniser, used.get("normal"), used.get("instance"), y)
+        total = sum(factors.get(name, 0) * loss for name, loss in value.items())
+        optimisers["generator"].zero_grad()
+        total.backward()
+        optimisers["generator"].step()
+        row = {"step": step + 1, **{name: loss.item() for name, loss in value.items()}}
+        made = made.detach()
+        sides = {
+            "normal": (x, made),
+            # real: another photo of the target; fake: what was made for it, or somebody else
+            "instance": (torch.cat([o, y], 1), torch.cat([torch.cat([made, y], 1), torch.cat([x, y], 1)])),
+        }
+        for name, discriminator in used.items():
+            real, fake = sides[name]
+            with halved:
+                loss = a3gn.hinge(discriminator(real), discriminator(fake))
+            optimisers[name].zero_grad()
+            loss.backward()
+            optimisers[name].step()
+            row[f"{name} discriminator"] = loss.item()
+        rows.append(row)
+        if out:
+            training.log(out / "log.jsonl", row)
+            if (step + 1) % every == 0 or step + 1 == steps:
+                state = {"step": step + 1}
+                for name in modules:
+                    state |= {name: modules[name].state_dict(), f"{name} optimiser": optimisers[name].state_dict()}
+                training.save(out / "last.pt", state)
+                with replacing(out / f"sheet-{step + 1:06d}.png") as part:
+                    sheet = torch.cat([x[:SHEET], made[:SHEET], 0.5 + 5 * (made - x)[:SHEET], y[:SHEET]])
+                    save_image(sheet, part, nrow=min(SHEET, batch), format="png")
+    return generator.eval().requires_grad_(False), rows
+
+
+def main(profile="lfw", resume=False, root=None, out=None, seed=0):
+    """Train with the profile's size, checkpointing every 100 steps; returns the folder with log and sheets."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    out = out or cache_root() / "train" / f"a3gn-{profile}"
+    lfw = faces.load("lfw", root)
+    data = lfw.people(pairs.lfw_people(lfw, "train"))
+    recogniser = recognisers.load("dlib", device)
+    train(
+        np.array(data.chips),
+        data.labels,
+        recogniser,
+        out=out,
+        resume=resume,
+        seed=seed,
+        device=device,
+        **SETTINGS[profile],
+    )
+    return out
+
+
+def ship(profile="lfw", out=None):
+    """Write the shipped file from a finished run's checkpoint; returns its path."""
+    out = out or cache_root() / "train" / f"a3gn-{profile}"
+    return weights.ship("a3gn", training.resume(out / "last.pt")["generator"])

@@ -1,0 +1,137 @@
+"""A3GN: parts can be left out, it starts harmless, learns, survives a kill, and impersonates people it never saw."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from faceadv import a3gn, metrics, recognisers, train_a3gn, training, weights
+
+SMALL = {"batch": 4, "width": 8, "blocks": 2}
+
+
+@pytest.fixture(scope="module")
+def some(orl):
+    return np.array(orl.chips[:40]), orl.labels[:40]
+
+
+@pytest.mark.parametrize("parts", [{}, {"cvae": False}, {"attention": False}])
+def test_starts_as_the_identity_and_keeps_the_range(orl, dlib, parts):
+    network = a3gn.A3GN(width=8, blocks=2, **parts).eval()
+    x, wanted = orl.images[:2], recognisers.embed_faces(dlib, orl)[10:12]
+    torch.testing.assert_close(network(x, wanted), x)
+    torch.nn.init.normal_(network.tail.weight)
+    made = network(x, wanted)
+    assert made.shape == x.shape
+    assert 0 <= made.min() <= made.max() <= 1
+    assert 0.01 < (made - x).abs().max() <= a3gn.BOUND + 1e-6
+    assert not torch.equal(made, network(x, wanted.flip(0)))
+
+
+def test_attention_is_a_weighted_mean_of_places():
+    torch.manual_seed(0)
+    layer, x = a3gn.Attention(16), torch.randn(2, 16, 4, 5)
+    maps = layer.maps(x)
+    assert maps.shape == (2, 20, 20)
+    torch.testing.assert_close(maps.sum(2), torch.ones(2, 20))
+    torch.testing.assert_close(layer(x), x)  # gamma starts at 0
+    torch.nn.init.ones_(layer.gamma)
+    values = layer.value(x).flatten(2)
+    by_hand = torch.einsum("nij,ncj->nci", maps, values).reshape(x.shape)
+    torch.testing.assert_close(layer(x), x + by_hand)
+
+
+def test_the_code_is_a_sample_and_its_mean(orl, dlib):
+    network = a3gn.A3GN(width=8, blocks=2)
+    wanted = recognisers.embed_faces(dlib, orl)[:3]
+    z, mean, log_variance = network.code(wanted)
+    assert torch.equal(z, mean)
+    z, mean, log_variance = network.code(wanted, torch.Generator().manual_seed(0))
+    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(z, mean + (log_variance / 2).exp() * noise)
+    # it sees embeddings standardised
+    network.mean.fill_(0.1)
+    network.spread.fill_(2.0)
+    torch.testing.assert_close(network.code(2 * wanted + 0.1)[0], mean)
+
+
+def test_losses(orl, dlib):
+    x, y = orl.images[:2], orl.images[10:12]
+    wanted = dlib.embed(y)
+    mean, log_variance = torch.full((2, 4), 0.5), torch.full((2, 4), -1.0)
+    value = a3gn.generator_terms(y, x, (mean, mean, log_variance), wanted, dlib)
+    assert value.keys() == {"reconstruction", "cosine", "kl"}
+    beyond = ((x - y).abs().mean((1, 2, 3)) - a3gn.MARGIN).clamp(min=0).mean()
+    assert beyond > 0
+    assert value["reconstruction"] == pytest.approx(beyond.item())
+    assert a3gn.generator_terms(x + a3gn.MARGIN / 2, x, (mean, None, None), wanted, dlib)["reconstruction"] == 0
+    assert value["cosine"] == pytest.approx(0, abs=5e-3)  # the target itself, in bfloat16
+    normal = torch.distributions.Normal
+    kl = torch.distributions.kl_divergence(normal(mean, (log_variance / 2).exp()), normal(0.0, 1.0)).mean()
+    assert value["kl"] == pytest.approx(kl.item())
+    assert "kl" not in a3gn.generator_terms(y, x, (mean, None, None), wanted, dlib)
+    assert a3gn.hinge(torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.0])) == pytest.approx(0.25 + 0.5)
+
+
+def test_training_resumes_to_the_same_weights(some, dlib, tmp_path, monkeypatch):
+    def run(out, **more):
+        return train_a3gn.train(*some, dlib, steps=9, out=out, every=3, **SMALL, **more)
+
+    whole, log = run(tmp_path / "whole")
+    losses = {"reconstruction", "cosine", "adversarial", "instance", "kl"}
+    assert log[-1].keys() == losses | {"step", "normal discriminator", "instance discriminator"}
+    assert len(list((tmp_path / "whole").glob("sheet-*.png"))) == 3
+    saved, save = [], training.save
+
+    def killed(path, state):
+        save(path, state)
+        saved.append(state["step"])
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut")
+    resumed, _ = run(tmp_path / "cut", resume=True)
+    assert saved == [3, 6, 9]
+    assert all(torch.equal(v, resumed.state_dict()[key]) for key, v in whole.state_dict().items())
+    assert (tmp_path / "cut" / "log.jsonl").read_text() == (tmp_path / "whole" / "log.jsonl").read_text()
+    assert not whole.training
+    assert not any(p.requires_grad for p in whole.parameters())
+
+
+def test_it_learns_to_come_closer_to_the_target(some, dlib):
+    _, log = train_a3gn.train(*some, dlib, steps=60, lr=3e-3, factors={"cosine": 10.0, "kl": 0.01}, **SMALL)
+    first, last = (np.mean([row["cosine"] for row in rows]) for rows in (log[:15], log[-15:]))
+    assert last < 0.9 * first
+
+
+def test_a_loss_that_is_left_out_trains_nothing(some, dlib):
+    factors = train_a3gn.WEIGHTS | {"instance": 0.0}
+    _, log = train_a3gn.train(*some, dlib, steps=2, factors=factors, **SMALL)
+    assert "instance" not in log[0]
+    assert "instance discriminator" not in log[0]
+    assert "normal discriminator" in log[0]
+
+
+@pytest.mark.skipif("a3gn" not in weights.shipped(), reason="a3gn has not been trained yet")
+def test_the_shipped_network_impersonates_people_it_never_saw(orl, dlib):
+    network = a3gn.load()
+    embeddings = recognisers.embed_faces(dlib, orl)
+    rows = torch.arange(0, 400, 10)
+    targets = (rows + 150) % 400
+    x, before = orl.images[rows], {key: value.clone() for key, value in network.state_dict().items()}
+    with torch.no_grad():
+        made = network(x, embeddings[targets])
+        again = network(x[3:4], embeddings[targets[3:4]])
+    torch.testing.assert_close(made[3:4], again, atol=1e-4, rtol=0)  # no batch statistics
+    reached = dlib.distance(dlib.embed(made), embeddings[targets]) < dlib.threshold
+    assert (dlib.distance(embeddings[rows], embeddings[targets]) < dlib.threshold).float().mean() < 0.1
+    assert reached.float().mean() >= 0.6
+    assert metrics.ssim(made, x).mean() >= 0.75
+    # without its correction it is the photo again
+    torch.nn.init.zeros_(network.tail.weight)
+    torch.nn.init.zeros_(network.tail.bias)
+    assert torch.equal(network(x[:2], embeddings[targets[:2]]), x[:2])
+    assert F.mse_loss(made, x) > 0
+    assert set(before) == set(network.state_dict())
