@@ -1,8 +1,9 @@
 """A3GN: a network that turns any face into one that a recogniser takes for a given other face, in one forward pass.
 
-Source: Yang, Song, Wang, Wu and Zhao 2021, Attacks on state-of-the-art face recognition using attentional adversarial
-attack generative network (arXiv 1811.12026). The paper's text names the parts; sizes and weights are open there and are
-ours, after image-to-image practice of 2018 (Zhu et al. 2017, Zhang et al. 2019).
+Source: Song, Wu and Yang 2018, Attacks on state-of-the-art face recognition using attentional adversarial attack
+generative network (arXiv 1811.12026; Multimedia Tools and Applications 80, 2021). The paper's text names the parts;
+sizes and weights are open there and are ours, after image-to-image practice of 2018 (Zhu et al. 2017, Zhang et al.
+2019).
 """
 
 import torch
