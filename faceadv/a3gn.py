@@ -151,15 +151,15 @@ class Discriminator(nn.Module):
         return self.body((images * 2 - 1).contiguous(memory_format=torch.channels_last)).float()
 
 
-def generator_terms(made, images, code, wanted, recogniser, normal=None, instance=None, targets=None):
+def generator_terms(made, images, code, wanted, recogniser, normal=None, instance=None, targets=None, margin=MARGIN):
     """The generator's losses as a dict of scalars.
 
     made, images (N, 3, H, W): G(x, z) and x; code: what ``A3GN.code`` gives; wanted (N, D): embeddings of the targets,
     whose photos are ``targets``. normal, instance: discriminators, None to leave their loss out. cosine is
-    1 - cos(F(G), F(y)), reconstruction the mean absolute change beyond ``MARGIN``, kl the divergence of q(z | y) from
+    1 - cos(F(G), F(y)), reconstruction the mean absolute change beyond ``margin``, kl the divergence of q(z | y) from
     N(0, I).
     """
-    value = {"reconstruction": F.relu((made - images).abs().mean((1, 2, 3)) - MARGIN).mean()}
+    value = {"reconstruction": F.relu((made - images).abs().mean((1, 2, 3)) - margin).mean()}
     embeddings = recogniser.embed(made, fast=True).float()
     value["cosine"] = (1 - F.cosine_similarity(embeddings, wanted)).mean()
     if normal is not None:

@@ -45,11 +45,12 @@ def place(results_dir, profile, notebook):
     return Path(results_dir) / profile / f"{notebook}.json"
 
 
-def write(path, *, notebook, profile, seed, numbers, data="", device=None, seconds=None):
+def write(path, *, notebook, profile, seed, numbers, data="", device=None, seconds=None, timings=None):
     """Write a record, whole or not at all, and return it.
 
     ``numbers`` come from :func:`number`. What differs from run to run (date, duration, machine, versions) is
-    kept apart under ``run``; ``seconds`` is by default the age of this process (a notebook's kernel).
+    kept apart under ``run``; ``seconds`` is by default the age of this process (a notebook's kernel), ``timings`` a
+    dict of what else was timed.
     """
     seen = [entry["name"] for entry in numbers]
     twice = sorted({name for name in seen if seen.count(name) > 1})
@@ -61,7 +62,7 @@ def write(path, *, notebook, profile, seed, numbers, data="", device=None, secon
         "seed": seed,
         "data": data,
         "numbers": [number(**entry) for entry in numbers],
-        "run": _run(device, seconds),
+        "run": _run(device, seconds) | ({"timings": timings} if timings else {}),
     }
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
     with replacing(path) as part:

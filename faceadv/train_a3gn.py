@@ -19,17 +19,22 @@ SETTINGS["orl"] = SETTINGS["smoke"]
 # with discriminators of ten times this weight the generator hides from them before it learns whose face to make
 WEIGHTS = {"cosine": 10.0, "reconstruction": 50.0, "adversarial": 0.01, "instance": 0.01, "kl": 0.01}
 SHEET = 8  # faces on a sample sheet
+LOG = weights.SHIPPED / "a3gn.log.jsonl"
+MEAN = 50  # steps a row of the shipped log
 
 
 def train(chips, labels, recogniser, *, steps, batch, width, blocks, factors=WEIGHTS, cvae=True, attention=True,
-          out=None, resume=False, seed=0, device="cpu", every=100, lr=1e-3):  # fmt: skip
+          margin=a3gn.MARGIN, begin=None, embeddings=None, out=None, resume=False, seed=0, device="cpu", every=100,
+          lr=1e-3):  # fmt: skip
     """Train a generator and its discriminators; returns ``(generator, log)``, the generator frozen.
 
     chips (N, 3, 112, 112) uint8 and labels (N,) of the training people; each batch draws sources and, for each, a
-    target of another person. factors: the losses' weights, 0 leaves one out and its discriminator untrained. out: a
-    folder for ``last.pt``, ``log.jsonl`` and a sample sheet every ``every`` steps; resume as elsewhere.
+    target of another person. factors: the losses' weights, 0 leaves one out and its discriminator untrained; margin:
+    the mean change that costs nothing; begin: a generator's state to start from, instead of random weights;
+    embeddings: the recogniser's of all chips (N, D), computed here if not given. out: a folder
+    for ``last.pt``, ``log.jsonl`` and a sample sheet every ``every`` steps; resume as elsewhere.
     """
-    embeddings = recognisers.embed_all(recogniser, chips)
+    embeddings = recognisers.embed_all(recogniser, chips) if embeddings is None else embeddings
     torch.manual_seed(seed)
     modules = {
         "generator": a3gn.A3GN(embeddings.shape[1], width, blocks, cvae, attention),
@@ -38,6 +43,8 @@ def train(chips, labels, recogniser, *, steps, batch, width, blocks, factors=WEI
     }
     modules["generator"].mean.copy_(embeddings.mean(0))
     modules["generator"].spread.copy_(embeddings.std(0))
+    if begin:
+        modules["generator"].load_state_dict(begin)
     optimisers = {}
     for name, module in modules.items():
         module.to(device).train()
@@ -68,7 +75,8 @@ def train(chips, labels, recogniser, *, steps, batch, width, blocks, factors=WEI
         with halved:
             code = generator.code(wanted, draw)
             made = generator.generate(x, code[0])
-            value = a3gn.generator_terms(made, x, code, wanted, recogniser, used.get("normal"), used.get("instance"), y)
+            judges = used.get("normal"), used.get("instance")
+            value = a3gn.generator_terms(made, x, code, wanted, recogniser, *judges, y, margin)
         total = sum(factors.get(name, 0) * loss for name, loss in value.items())
         optimisers["generator"].zero_grad()
         total.backward()
@@ -123,6 +131,7 @@ def main(profile="lfw", resume=False, root=None, out=None, seed=0):
 
 
 def ship(profile="lfw", out=None):
-    """Write the shipped file from a finished run's checkpoint; returns its path."""
+    """Write the shipped file and log from a finished run's checkpoint; returns the file's path."""
     out = out or cache_root() / "train" / f"a3gn-{profile}"
+    training.write_log(weights.SHIPPED / LOG.name, training.read_log(out / "log.jsonl", MEAN))
     return weights.ship("a3gn", training.resume(out / "last.pt")["generator"])

@@ -1,7 +1,6 @@
 """Train ResGN on LFW's training people against dlib: `faceadv train resgn`."""
 
 import itertools
-import json
 import os
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 from tqdm import trange
 
 from faceadv import attacks, faces, pairs, recognisers, resgn, training, weights
-from faceadv.paths import cache_root, nearest, replacing
+from faceadv.paths import cache_root, nearest
 from faceadv.vgg_face import VGGFace
 
 SETTINGS = {
@@ -236,15 +235,7 @@ def trained(folder):
 
 def read_log(path=LOG):
     """The rows of a log, by default of the run that ships: a list of dicts, the mean of every ``MEAN`` steps a row."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    if path == LOG:
-        return rows
-    means = []
-    for part in (rows[i : i + MEAN] for i in range(0, len(rows), MEAN)):
-        terms = [term for term in part[-1] if term != "step"]
-        values = {term: [row[term] for row in part if term in row] for term in terms}
-        means.append({"step": part[-1]["step"]} | {term: round(sum(v) / len(v), 6) for term, v in values.items()})
-    return means
+    return training.read_log(path, 1 if path == LOG else MEAN)
 
 
 def ship(profile="lfw", out=None):
@@ -252,6 +243,5 @@ def ship(profile="lfw", out=None):
     out = out or cache_root() / "train" / f"resgn-{profile}"
     state = training.resume(out / "last.pt")
     tensors = {key: v for key, v in state["networks"][0].items() if not key.endswith("num_batches_tracked")}
-    with replacing(weights.SHIPPED / LOG.name) as part:
-        part.write_text("".join(json.dumps(row) + "\n" for row in read_log(out / "log.jsonl")))
+    training.write_log(weights.SHIPPED / LOG.name, read_log(out / "log.jsonl"))
     return weights.ship("resgn", tensors | {key: torch.tensor(v) for key, v in state["size"].items()})

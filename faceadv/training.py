@@ -26,13 +26,27 @@ def log(path, row):
         file.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()}) + "\n")
 
 
+def read_log(path, every=1):
+    """The rows of a JSON-lines file, a list of dicts; with ``every`` > 1 the mean of so many rows in one."""
+    rows, means = [json.loads(line) for line in Path(path).read_text().splitlines()], []
+    for part in (rows[i : i + every] for i in range(0, len(rows), every)):
+        terms = {term: [row[term] for row in part if term in row] for term in part[-1] if term != "step"}
+        means.append({"step": part[-1]["step"]} | {term: round(sum(v) / len(v), 6) for term, v in terms.items()})
+    return means
+
+
+def write_log(path, rows):
+    """Write rows as such a file, whole or not at all."""
+    with replacing(path) as part:
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def trim_log(path, step):
     """Drop the rows after ``step``, which a resumed run will write again."""
     path = Path(path)
     if path.exists():
-        rows = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        with replacing(path) as part:
-            part.write_text("".join(row + "\n" for row in rows))
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        write_log(path, [row for row in rows if row["step"] <= step])
 
 
 def one_cycle(step, steps, peak, warm=0.1):

@@ -106,6 +106,20 @@ def test_it_learns_to_come_closer_to_the_target(some, dlib):
     assert last < 0.9 * first
 
 
+def test_it_starts_from_given_weights_and_pays_beyond_a_given_margin(some, dlib):
+    trained, log = train_a3gn.train(*some, dlib, steps=3, margin=0.0, **SMALL)
+    state = trained.state_dict()
+    again, _ = train_a3gn.train(*some, dlib, steps=0, begin=state, seed=1, **SMALL)
+    assert all(torch.equal(value, state[key]) for key, value in again.state_dict().items())
+    assert log[-1]["reconstruction"] > 0  # the default margin would be free of charge after three steps
+
+
+def test_the_log_that_ships_is_of_a_whole_run():
+    rows = training.read_log(train_a3gn.LOG)
+    assert rows[-1]["step"] == train_a3gn.SETTINGS["lfw"]["steps"] == len(rows) * train_a3gn.MEAN
+    assert rows[-1]["cosine"] < 0.5 * rows[0]["cosine"]
+
+
 def test_a_loss_that_is_left_out_trains_nothing(some, dlib):
     factors = train_a3gn.WEIGHTS | {"instance": 0.0}
     _, log = train_a3gn.train(*some, dlib, steps=2, factors=factors, **SMALL)

@@ -32,8 +32,9 @@ def test_round_trip(tmp_path):
 
 def test_what_differs_from_run_to_run_is_apart(tmp_path):
     write(tmp_path / "a.json", device="cpu", seconds=1.0)
-    write(tmp_path / "b.json", device="gpu", seconds=2.0)
+    write(tmp_path / "b.json", device="gpu", seconds=2.0, timings={"ms an image": 3.0})
     texts = [json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json")]
+    assert texts[1]["run"]["timings"] == {"ms an image": 3.0}
     assert texts[0].pop("run") != texts[1].pop("run")
     assert json.dumps(texts[0]) == json.dumps(texts[1])
 
