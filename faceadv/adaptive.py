@@ -30,6 +30,17 @@ def through(purifier, objective, samples=1):
     return behind
 
 
+def straight_through(purifier):
+    """BPDA: the purifier forwards, the identity backwards. Source: the same, section 4.1.1."""
+
+    def behind(images):
+        with torch.no_grad():
+            clean = purifier(images)
+        return images + (clean - images).detach()
+
+    return behind
+
+
 def purified(recogniser, purifier):
     """A recogniser behind a differentiable purifier: an extractor for cloaks, with the gradient through both."""
 

@@ -7,6 +7,8 @@ import os
 
 import torch
 import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 from tqdm import trange
 
@@ -102,6 +104,23 @@ def model_b(images, labels, people, backbone, epochs=60, seed=0):
         features = torch.cat([backbone(batch).float() for batch in images.split(32)])
     model = ModelB(people, backbone, features.shape[1])
     return model, fit(model, features, labels, epochs, forward=model.classify, seed=seed)
+
+
+def linear_head(features, labels):
+    """A linear layer from features (N, D) to logits of labels 0 to K - 1: logistic regression on standardised features.
+
+    It has no gradients, and the scaling is folded into it. Deterministic.
+    """
+    scaler = StandardScaler().fit(features.numpy())
+    found = LogisticRegression(solver="newton-cg").fit(scaler.transform(features.numpy()), labels.numpy())
+    weight, bias = torch.from_numpy(found.coef_ / scaler.scale_), torch.from_numpy(found.intercept_)
+    bias = bias - weight @ torch.from_numpy(scaler.mean_)
+    if len(weight) == 1:  # two people: scikit-learn keeps the second one's alone
+        weight, bias = torch.cat([0 * weight, weight]), torch.cat([0 * bias, bias])
+    layer = nn.Linear(*weight.T.shape).requires_grad_(False)
+    layer.weight.copy_(weight)
+    layer.bias.copy_(bias)
+    return layer
 
 
 @torch.no_grad()

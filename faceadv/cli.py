@@ -13,6 +13,7 @@ TRAINERS = {
     "resgn": "faceadv.train_resgn:main",
     "puface": "faceadv.train_puface:main",
     "a3gn": "faceadv.train_a3gn:main",
+    "prior": "faceadv.train_prior:main",
 }
 
 

@@ -1,5 +1,7 @@
 """Purifiers: chips in, chips out, with an adversarial perturbation made smaller. ``load(name)`` gives a module."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -59,7 +61,28 @@ def _puface():
     return puface.load()
 
 
-PURIFIERS = {"jpeg": Jpeg, "randomization": Randomization, "resgn": _resgn, "puface": _puface}
+def _two_stage(stages="both", prior="shipped", **options):
+    from faceadv import ddnm
+
+    return ddnm.TwoStage(*ddnm.load_prior(prior), stages=stages, **options)
+
+
+def _diffpure(prior="shipped", **options):
+    from faceadv import ddnm
+
+    return ddnm.DiffPure(*ddnm.load_prior(prior), **options)
+
+
+PURIFIERS = {
+    "jpeg": Jpeg,
+    "randomization": Randomization,
+    "resgn": _resgn,
+    "puface": _puface,
+    "two-stage": _two_stage,
+    "super-resolution": functools.partial(_two_stage, "super-resolution"),
+    "colourisation": functools.partial(_two_stage, "colourisation"),
+    "diffpure": _diffpure,
+}
 
 
 def load(name, device="cpu", **options):

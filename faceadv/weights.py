@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib.util
+import os
 from pathlib import Path
 
 import pooch
@@ -57,10 +58,16 @@ PUBLISHED = {
 
 
 def shipped():
-    """SHA-256 of each shipped file by its stem, from ``models/SHA256SUMS``."""
+    """What ships, from ``models/SHA256SUMS``: by its name, the SHA-256 of each file by its path in ``models/``.
+
+    A name is one file, ``NAME.safetensors``, or a folder.
+    """
     sums = SHIPPED / "SHA256SUMS"
-    lines = sums.read_text().split("\n") if sums.exists() else []
-    return {Path(line.split()[1]).stem: line.split()[0] for line in lines if line.strip()}
+    found = {}
+    for line in sums.read_text().splitlines() if sums.exists() else []:
+        sha256, path = line.split()
+        found.setdefault(Path(path).parts[0].removesuffix(".safetensors"), {})[path] = sha256
+    return found
 
 
 def names():
@@ -74,6 +81,7 @@ def listing():
         "dlib": "face recognition ResNet, in the package face-recognition-models",
         "mtcnn": "face detector, in the package facenet-pytorch",
         "vgg-face": "VGG-Face, to fetch (580 MB)",
+        "alexnet": "AlexNet, to fetch (244 MB)",
     } | {name: "FaceNet, to fetch (110 MB)" for name in CLASSES}
     return [_row(name, what.get(name, "trained here, shipped")) for name in names()]
 
@@ -88,12 +96,12 @@ def _row(name, what):
 
 
 def find(name):
-    """Path of the weights; of their folder if they are several files ("mtcnn").
+    """Path of the weights; of their folder if they are several files ("mtcnn", "prior").
 
     Raises ``FileNotFoundError`` saying how to get them, ``ValueError`` for an unknown name.
     """
     files = list(_files(name))
-    return files[0] if len(files) == 1 else files[0].parent
+    return files[0] if len(files) == 1 else Path(os.path.commonpath(files))
 
 
 def _files(name):
@@ -107,7 +115,7 @@ def _files(name):
         place = Path(spec.submodule_search_locations[0]) / folder if spec else Path(package)
         files, whose = {place / file: sha256 for file, sha256 in sums.items()}, f"the package {package}"
     elif name in shipped():
-        files, whose = {SHIPPED / f"{name}.safetensors": shipped()[name]}, "this repository"
+        files, whose = {SHIPPED / path: sha256 for path, sha256 in shipped()[name].items()}, "this repository"
     else:
         known = ", ".join(names())
         raise ValueError(f'There are no weights "{name}"{nearest(name, names())}; there are {known}.')
@@ -229,14 +237,22 @@ def load_safetensors(name):
     Raises ``ValueError`` if it differs or nothing of that name ships, ``FileNotFoundError`` if the file is
     missing.
     """
+    return load_file(checked(name))
+
+
+def checked(name):
+    """Path of shipped weights, of their folder if they are one, after each file's SHA-256 was checked.
+
+    Errors as ``load_safetensors``.
+    """
     if name not in shipped():
         raise ValueError(f'No weights "{name}" ship{nearest(name, shipped())}.')
-    path = find(name)
-    if _sha256(path) != shipped()[name]:
-        raise ValueError(
-            f"{path.name} is not the file that ships (its SHA-256 differs): restore it from the repository."
-        )
-    return load_file(path)
+    for path, sha256 in _files(name).items():
+        if _sha256(path) != sha256:
+            raise ValueError(
+                f"{path.name} is not the file that ships (its SHA-256 differs): restore it from the repository."
+            )
+    return find(name)
 
 
 def save_safetensors(tensors, path, half=True):
@@ -260,10 +276,16 @@ def ship(name, tensors):
     """Write ``models/NAME.safetensors`` in float16 and its line in ``models/SHA256SUMS``; returns the path."""
     path = SHIPPED / f"{name}.safetensors"
     save_safetensors(tensors, path)
-    sums = shipped() | {name: _sha256(path)}
-    with replacing(SHIPPED / "SHA256SUMS") as part:
-        part.write_text("".join(f"{sums[name]}  {name}.safetensors\n" for name in sorted(sums)))
+    enter(name, [path])
     return path
+
+
+def enter(name, files):
+    """Write the SHA-256 of shipped files into ``models/SHA256SUMS``, in place of what it has of that name."""
+    sums = shipped() | {name: {path.relative_to(SHIPPED).as_posix(): _sha256(path) for path in files}}
+    lines = sorted((path, sha256) for paths in sums.values() for path, sha256 in paths.items())
+    with replacing(SHIPPED / "SHA256SUMS") as part:
+        part.write_text("".join(f"{sha256}  {path}\n" for path, sha256 in lines))
 
 
 def check():

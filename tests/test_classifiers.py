@@ -1,8 +1,12 @@
 """Classifiers: Model A and Model B as published, trained on real faces, and the labels attacks aim at."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from faceadv import attacks, classifiers, objectives
@@ -145,3 +149,15 @@ def test_random_targets_are_anyone_else():
 def test_an_unknown_rule_is_refused():
     with pytest.raises(ValueError, match="not 'nearest'"):
         classifiers.targets(torch.zeros(1, 3), torch.zeros(1, dtype=torch.long), "nearest")
+
+
+@pytest.mark.parametrize("people", [2, 5])
+def test_a_linear_head_is_scikit_learns_pipeline(people):
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % people
+    features = 3 + torch.randn(60, 8, generator=draw) * 0.1 + torch.randn(people, 8, generator=draw)[labels] * 0.05
+    head = classifiers.linear_head(features, labels)
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(solver="newton-cg")).fit(features, labels)
+    assert (head(features).argmax(1).numpy() == pipeline.predict(features)).all()
+    np.testing.assert_allclose(head(features).log_softmax(1).numpy(), pipeline.predict_log_proba(features), atol=1e-3)
+    assert not head.weight.requires_grad

@@ -70,11 +70,16 @@ def test_what_wheels_bring():
 
 
 def test_what_ships_in_this_checkout():
-    for name in weights.shipped():
+    for name, files in weights.shipped().items():
         assert weights.check_one(name)[0]
-        assert all(isinstance(value, torch.Tensor) for value in weights.load_safetensors(name).values())
-    files = {path.stem for path in weights.SHIPPED.glob("*.safetensors")}
-    assert files == set(weights.shipped())
+        if list(files) == [f"{name}.safetensors"]:
+            assert all(isinstance(value, torch.Tensor) for value in weights.load_safetensors(name).values())
+    files = {path.relative_to(weights.SHIPPED).as_posix() for path in weights.SHIPPED.rglob("*") if path.is_file()}
+    cards = {f"{name}.md" for name in weights.shipped()}
+    assert cards <= files
+    logs = {file for file in files if file.endswith(".log.jsonl")}
+    entered = {file for paths in weights.shipped().values() for file in paths}
+    assert files - cards - logs - {"SHA256SUMS"} == entered
 
 
 def test_a_tampered_wheel(tmp_path, monkeypatch):
@@ -124,6 +129,25 @@ def test_ship_and_load(models):
     torch.testing.assert_close(loaded["t"].float(), tensors["t"], atol=1e-2, rtol=1e-2)
     assert weights.find("tiny") == path
     assert weights.check_one("tiny") == (True, "tiny: SHA-256 as shipped")
+
+
+def test_a_folder_that_ships(models):
+    files = [models / "prior" / name for name in ("model_index.json", "unet/config.json", "unet/w.safetensors")]
+    for i, path in enumerate(files):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(str(i))
+    weights.ship("tiny", {"w": torch.zeros(1)})
+    weights.enter("prior", files)
+    weights.enter("prior", files)  # once more changes nothing
+    assert weights.names() == ["dlib", "mtcnn", "prior", "tiny", *FETCHED]
+    assert weights.checked("prior") == weights.find("prior") == models / "prior"
+    assert weights.check_one("prior") == (True, "prior: SHA-256 as shipped")
+    files[1].write_text("other")
+    with pytest.raises(ValueError, match=r"config\.json is not the file that ships"):
+        weights.checked("prior")
+    files[1].unlink()
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
+        weights.checked("prior")
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: data[:-5]])

@@ -1,0 +1,134 @@
+"""Train the face diffusion prior on LFW's training people: `faceadv train prior`.
+
+Source: Ho, Jain and Abbeel 2020, Denoising diffusion probabilistic models, algorithm 1 and section 4.
+"""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers.training_utils import EMAModel
+from tqdm import trange
+
+from faceadv import faces, pairs, recognisers, training, weights
+from faceadv.paths import cache_root, replacing
+
+SETTINGS = {
+    "smoke": {"side": 16, "widths": (16, 32), "steps": 6, "batch": 4},
+    "lfw": {"side": 64, "widths": (64, 128, 192), "steps": 3000, "batch": 32},
+    "paper": {"side": 112, "widths": (64, 128, 192, 256), "steps": 100_000, "batch": 64},
+}
+SETTINGS["orl"] = SETTINGS["smoke"]
+DECAY = 0.999  # of the running mean of the weights, which is what ships
+LOG = weights.SHIPPED / "prior.log.jsonl"
+MEAN = 50  # steps a row of the shipped log
+
+
+def build(side, widths):
+    """A UNet of diffusers for RGB images of ``side``, one block a level, attention on the lowest one."""
+    plain = len(widths) - 1
+    return UNet2DModel(
+        sample_size=side,
+        layers_per_block=1,
+        block_out_channels=widths,
+        down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",),
+        up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * plain,
+        attention_head_dim=32,
+        norm_num_groups=16,
+    )
+
+
+def train(chips, *, side, widths, steps, batch, out=None, resume=False, seed=0, device="cpu", every=100, lr=3e-4):
+    """Train on chips (N, 3, 112, 112) uint8, in [-1, 1] at ``side``; returns ``(unet, log)``, the UNet of mean weights.
+
+    The loss is the plain mean squared error of the noise, the 1000 steps of DDPM's linear schedule equally likely; half
+    of the images are mirrored. out, resume, every: as for the other trainings here.
+    """
+    torch.manual_seed(seed)
+    unet = build(side, widths).to(device, memory_format=torch.channels_last).train()
+    mean = EMAModel(unet.parameters(), decay=DECAY)
+    optimiser = torch.optim.AdamW(unet.parameters(), lr, weight_decay=0)
+    schedule = DDPMScheduler()
+    start, rows = 0, []
+    state = training.resume(out / "last.pt") if out and resume else None
+    if state:
+        unet.load_state_dict(state["unet"])
+        mean.load_state_dict(state["mean"])
+        optimiser.load_state_dict(state["optimiser"])
+        start = state["step"]
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        training.trim_log(out / "log.jsonl", start if state else -1)
+    kind, half = torch.device(device).type, recognisers.has_bfloat16(device)
+    for step in trange(start, steps, initial=start, total=steps, disable=bool(os.environ.get("FACEADV_QUIET"))):
+        draw = training.generator(seed, step)
+        x = torch.from_numpy(chips[torch.randint(len(chips), (batch,), generator=draw).numpy()]).float().div_(127.5) - 1
+        flip = torch.rand(batch, 1, 1, 1, generator=draw) < 0.5
+        x = F.interpolate(torch.where(flip, x.flip(3), x), side, mode="bilinear", antialias=True, align_corners=False)
+        noise = torch.randn(x.shape, generator=draw)
+        t = torch.randint(1000, (batch,), generator=draw)
+        noisy = schedule.add_noise(x, noise, t).to(device).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(kind, torch.bfloat16, enabled=half):
+            guess = unet(noisy, t.to(device)).sample
+        loss = F.mse_loss(guess.float(), noise.to(device))
+        for group in optimiser.param_groups:
+            group["lr"] = training.one_cycle(step, steps, lr)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimiser.step()
+        mean.step(unet.parameters())
+        rows.append({"step": step + 1, "loss": loss.item()})
+        if out:
+            training.log(out / "log.jsonl", rows[-1])
+            if (step + 1) % every == 0 or step + 1 == steps:
+                state = {
+                    "step": step + 1,
+                    "unet": unet.state_dict(),
+                    "mean": mean.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                }
+                training.save(out / "last.pt", state)
+    mean.copy_to(unet.parameters())
+    return unet.eval().requires_grad_(False), rows
+
+
+def main(profile="lfw", resume=False, root=None, out=None, seed=0):
+    """Train with the profile's size, checkpointing every 100 steps; returns the folder with the checkpoint and log."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    out = out or cache_root() / "train" / f"prior-{profile}"
+    lfw = faces.load("lfw", root)
+    chips = np.array(lfw.people(pairs.lfw_people(lfw, "train")).chips)
+    train(chips, out=out, resume=resume, seed=seed, device=device, **SETTINGS[profile])
+    return out
+
+
+def save(folder, profile="lfw", out=None):
+    """Write the mean weights of a run, finished or not, as a pipeline in diffusers' layout and float16."""
+    out = out or cache_root() / "train" / f"prior-{profile}"
+    state = training.resume(out / "last.pt")
+    unet = build(SETTINGS[profile]["side"], SETTINGS[profile]["widths"])
+    mean = EMAModel(unet.parameters())
+    mean.load_state_dict(state["mean"])
+    mean.copy_to(unet.parameters())
+    DDPMPipeline(unet.half(), DDPMScheduler()).save_pretrained(folder)
+
+
+def ship(profile="lfw", out=None):
+    """Write the shipped folder and log from a finished run's checkpoint; returns the folder."""
+    out = out or cache_root() / "train" / f"prior-{profile}"
+    folder = weights.SHIPPED / "prior"
+    with tempfile.TemporaryDirectory(dir=weights.SHIPPED) as part:
+        save(part, profile, out)
+        for path in sorted(Path(part).rglob("*.*")):
+            place = folder / path.relative_to(part)
+            with replacing(place) as new:
+                shutil.copyfile(path, new)
+    training.write_log(weights.SHIPPED / LOG.name, training.read_log(out / "log.jsonl", MEAN))
+    weights.enter("prior", [path for path in sorted(folder.rglob("*")) if path.is_file()])
+    return folder

@@ -1,0 +1,52 @@
+"""The diffusion prior: learns, survives a kill, and is saved in diffusers' own layout."""
+
+import numpy as np
+import pytest
+import torch
+
+from faceadv import ddnm, train_prior, training
+
+SMALL = {"side": 16, "widths": (16, 32), "batch": 8}
+
+
+@pytest.fixture(scope="module")
+def chips(orl):
+    return np.array(orl.chips[:40])
+
+
+def test_training_learns_resumes_and_saves(chips, tmp_path, monkeypatch):
+    def run(out, **more):
+        return train_prior.train(chips, steps=60, out=out, every=20, lr=2e-3, **SMALL, **more)
+
+    whole, log = run(tmp_path / "whole")
+    assert np.mean([row["loss"] for row in log[-10:]]) < 0.6 * np.mean([row["loss"] for row in log[:5]])
+    saved, save = [], training.save
+
+    def killed(path, state):
+        save(path, state)
+        saved.append(state["step"])
+        if len(saved) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut")
+    resumed, _ = run(tmp_path / "cut", resume=True)
+    assert saved == [20, 40, 60]
+    assert all(torch.equal(v, resumed.state_dict()[key]) for key, v in whole.state_dict().items())
+    assert (tmp_path / "cut" / "log.jsonl").read_text() == (tmp_path / "whole" / "log.jsonl").read_text()
+    assert not any(p.requires_grad for p in whole.parameters())
+
+    monkeypatch.setitem(train_prior.SETTINGS, "smoke", SMALL | {"steps": 60})
+    train_prior.save(tmp_path / "pipeline", "smoke", tmp_path / "whole")
+    unet, schedule = ddnm.load_prior(str(tmp_path / "pipeline"))
+    assert len(schedule.alphas_cumprod) == 1000
+    assert all(torch.allclose(v, unet.state_dict()[key], atol=1e-3) for key, v in whole.state_dict().items())
+    x, t = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)), 10
+    torch.testing.assert_close(unet(x, t).sample, whole(x, t).sample, atol=0.02, rtol=0.02)
+
+
+def test_a_prior_that_is_not_there(tmp_path):
+    for place in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(FileNotFoundError, match="is no diffusion model here"):
+            ddnm.load_prior(str(place))
