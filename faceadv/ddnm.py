@@ -5,11 +5,13 @@ noise-free null-space step is the paper's, the step to the next time (eta) and t
 Images are (N, 3, H, W); an operator is a pair of functions (A, its pseudo-inverse) with A(A⁺(A(x))) = A(x).
 """
 
+import copy
 import itertools
 
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMPipeline
+from diffusers.utils import logging
 from torch import nn
 
 from faceadv import weights
@@ -118,6 +120,34 @@ class TwoStage(nn.Module):
         return x
 
 
+class Shortened(nn.Module):
+    """A surrogate for an attack's gradient: the same stages in ``steps`` steps, with other noise at each call."""
+
+    def __init__(self, two_stage, steps=3):
+        super().__init__()
+        self.short, self.calls = copy.copy(two_stage), 0
+        self.short.steps = steps
+
+    def forward(self, images):
+        self.calls += 1
+        self.short.seed = 1_000_000 + 1000 * self.calls  # far from the seeds that are judged
+        return self.short(images)
+
+
+def measured(two_stage):
+    """What the stages measure of images (N, 3, H, W), enlarged without a model: a function, for an attack on that."""
+
+    def without_model(images):
+        x = resized(images, two_stage.unet.config.sample_size)
+        if two_stage.stages != "colourisation":
+            x = F.avg_pool2d(x, two_stage.scale)
+        if two_stage.stages != "super-resolution":
+            x = x.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+        return resized(x, images.shape[-1]).clamp(0, 1)
+
+    return without_model
+
+
 class DiffPure(nn.Module):
     """Diffuse to a time, then denoise: images (N, 3, H, W) in [0, 1] to the same, by the same prior.
 
@@ -158,8 +188,10 @@ def load_prior(name="shipped"):
     """
     if name == "shipped":
         name = weights.checked("prior")
+    logging.disable_progress_bar()  # it would show for a blink, in the notebooks too
     try:
-        pipeline = DDPMPipeline.from_pretrained(name, use_safetensors=True)
+        # the last option asks for accelerate, which is not here
+        pipeline = DDPMPipeline.from_pretrained(name, use_safetensors=True, low_cpu_mem_usage=False)
     except (OSError, ValueError) as e:
         raise FileNotFoundError(
             f'"{name}" is no diffusion model here: give a folder that diffusers wrote, or a name on its hub.'

@@ -130,9 +130,17 @@ def test_two_stage(orl, prior):
         torch.testing.assert_close(*grey, atol=1e-4, rtol=0)  # what both stages keep
     assert not torch.allclose(out["both"], out["super-resolution"], atol=1e-2)
     assert not torch.allclose(out["both"], out["colourisation"], atol=1e-2)
-    moved = images.clone().requires_grad_(True)
-    ddnm.TwoStage(*prior, steps=2)(moved).sum().backward()
+    moved, stage = images.clone().requires_grad_(True), ddnm.TwoStage(*prior, steps=4, seed=5)
+    short = ddnm.Shortened(stage, steps=2)
+    one, two = short(moved), short(moved)
+    one.sum().backward()
     assert moved.grad.abs().sum() > 0
+    assert not torch.allclose(one, two, atol=1e-2)  # other noise
+    assert (stage.steps, stage.seed) == (4, 5)
+    for stages, colours in (("super-resolution", True), ("colourisation", False), ("both", False)):
+        coloured = images * torch.tensor([1.0, 0.8, 0.5])[:, None, None]
+        what = ddnm.measured(ddnm.TwoStage(*prior, stages=stages))(coloured)
+        assert (what[:, 0] - what[:, 2]).abs().max().item() > 0.05 if colours else torch.equal(what[:, 0], what[:, 2])
     with pytest.raises(ValueError, match="stages are both"):
         ddnm.TwoStage(*prior, stages="one")
 
