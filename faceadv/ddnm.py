@@ -174,6 +174,14 @@ class DiffPure(nn.Module):
         return resized((x.clamp(-1, 1) + 1) / 2, images.shape[-1]).clamp(0, 1)
 
 
+def sample(unet, schedule, count, steps=50, seed=0):
+    """Faces that nobody has, (count, 3, S, S) in [0, 1]: noise, denoised by DDIM. Image k draws with seed + k."""
+    side = unet.config.sample_size
+    nothing = torch.full((count, 3, side, side), 0.5)  # 0 in the network's range
+    with torch.no_grad():
+        return DiffPure(unet, schedule, len(schedule.alphas_cumprod) - 1, steps, seed)(nothing)
+
+
 def guess(unet, x, t):
     """The network's guess of the noise in x at time t, in bfloat16 where the hardware has it; float32."""
     with torch.autocast(x.device.type, torch.bfloat16, enabled=has_bfloat16(x.device)):

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
+from torchvision.utils import save_image
 from tqdm import trange
 
-from faceadv import faces, pairs, recognisers, training, weights
+from faceadv import ddnm, faces, pairs, recognisers, training, weights
 from faceadv.paths import cache_root, replacing
 
 SETTINGS = {
@@ -120,7 +121,7 @@ def save(folder, profile="lfw", out=None):
 
 
 def ship(profile="lfw", out=None):
-    """Write the shipped folder and log from a finished run's checkpoint; returns the folder."""
+    """Write the shipped folder, log and samples from a finished run's checkpoint; returns the folder."""
     out = out or cache_root() / "train" / f"prior-{profile}"
     folder = weights.SHIPPED / "prior"
     with tempfile.TemporaryDirectory(dir=weights.SHIPPED) as part:
@@ -131,4 +132,6 @@ def ship(profile="lfw", out=None):
                 shutil.copyfile(path, new)
     training.write_log(weights.SHIPPED / LOG.name, training.read_log(out / "log.jsonl", MEAN))
     weights.enter("prior", [path for path in sorted(folder.rglob("*")) if path.is_file()])
+    with replacing(weights.SHIPPED / "prior.png") as part:
+        save_image(ddnm.sample(*ddnm.load_prior(), 32), part, nrow=8, padding=1, format="png")
     return folder
