@@ -30,13 +30,17 @@ def through(purifier, objective, samples=1):
     return behind
 
 
-def straight_through(purifier):
-    """BPDA: the purifier forwards, the identity backwards. Source: the same, section 4.1.1."""
+def straight_through(purifier, stand_in=None):
+    """BPDA: the purifier forwards, a differentiable stand-in backwards, by default the identity.
+
+    Source: the same, section 4.1.
+    """
 
     def behind(images):
         with torch.no_grad():
             clean = purifier(images)
-        return images + (clean - images).detach()
+        near = images if stand_in is None else stand_in(images)
+        return near + (clean - near).detach()
 
     return behind
 

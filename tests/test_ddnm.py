@@ -168,6 +168,11 @@ def test_straight_through():
     torch.testing.assert_close(out, (x > 0.5).float())
     out.sum().backward()
     assert torch.equal(x.grad, torch.ones_like(x))
+    x.grad = None
+    out = adaptive.straight_through(lambda z: (z > 0.5).float(), lambda z: z * 3)(x)
+    torch.testing.assert_close(out, (x > 0.5).float())
+    out.sum().backward()
+    torch.testing.assert_close(x.grad, torch.full_like(x, 3.0))
 
 
 @pytest.mark.skipif("prior" not in weights.shipped(), reason="the prior has not been trained yet")
