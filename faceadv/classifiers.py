@@ -106,15 +106,18 @@ def model_b(images, labels, people, backbone, epochs=60, seed=0):
     return model, fit(model, features, labels, epochs, forward=model.classify, seed=seed)
 
 
-def linear_head(features, labels):
-    """A linear layer from features (N, D) to logits of labels 0 to K - 1: logistic regression on standardised features.
+def linear_head(features, labels, scaled=False, C=1.0):
+    """A linear layer from features (N, D) to logits of labels 0 to K - 1: multinomial logistic regression.
 
-    It has no gradients, and the scaling is folded into it. Deterministic.
+    scaled: learned on standardised features, the scaling folded into the layer; C: inverse strength of the L2 penalty,
+    as in scikit-learn. It has no gradients. Deterministic.
     """
-    scaler = StandardScaler().fit(features.numpy())
-    found = LogisticRegression(solver="newton-cg").fit(scaler.transform(features.numpy()), labels.numpy())
-    weight, bias = torch.from_numpy(found.coef_ / scaler.scale_), torch.from_numpy(found.intercept_)
-    bias = bias - weight @ torch.from_numpy(scaler.mean_)
+    scaler = StandardScaler(with_mean=scaled, with_std=scaled).fit(features.numpy())
+    found = LogisticRegression(C=C, solver="newton-cg").fit(scaler.transform(features.numpy()), labels.numpy())
+    weight, bias = torch.from_numpy(found.coef_), torch.from_numpy(found.intercept_)
+    if scaled:
+        weight = weight / torch.from_numpy(scaler.scale_)
+        bias = bias - weight @ torch.from_numpy(scaler.mean_)
     if len(weight) == 1:  # two people: scikit-learn keeps the second one's alone
         weight, bias = torch.cat([0 * weight, weight]), torch.cat([0 * bias, bias])
     layer = nn.Linear(*weight.T.shape).requires_grad_(False)

@@ -2,6 +2,7 @@
 
 Source: Wang, Yu and Zhang 2023, Zero-shot image restoration using denoising diffusion null-space model (ICLR): the
 noise-free null-space step is the paper's, the step to the next time (eta) and time travel are its published code's.
+Each predicted image is clipped to [-1, 1], as in DDPM's own sampling: without it a small prior's colours run away.
 Images are (N, 3, H, W); an operator is a pair of functions (A, its pseudo-inverse) with A(A⁺(A(x))) = A(x).
 """
 
@@ -80,7 +81,7 @@ def ddnm(measured, operator, unet, schedule, *, steps=20, eta=0.85, travel_lengt
             x = at(then).sqrt() * predicted + (1 - at(then)).sqrt() * noise()
             continue
         e = guess(unet, x, now * skip)
-        predicted = (x - (1 - at(now)).sqrt() * e) / at(now).sqrt()
+        predicted = ((x - (1 - at(now)).sqrt() * e) / at(now).sqrt()).clamp(-1, 1)
         clean = predicted - inverse(A(predicted) - measured)
         spread = (1 - at(then)).sqrt()
         x = at(then).sqrt() * clean
@@ -169,7 +170,7 @@ class DiffPure(nn.Module):
         x = sums[order[0]].sqrt() * x + (1 - sums[order[0]]).sqrt() * noise
         for now, then in itertools.pairwise(order):
             e = guess(self.unet, x, now)
-            clean = (x - (1 - sums[now]).sqrt() * e) / sums[now].sqrt()
+            clean = ((x - (1 - sums[now]).sqrt() * e) / sums[now].sqrt()).clamp(-1, 1)
             x = clean if then == 0 else sums[then].sqrt() * clean + (1 - sums[then]).sqrt() * e
         return resized((x.clamp(-1, 1) + 1) / 2, images.shape[-1]).clamp(0, 1)
 

@@ -28,7 +28,7 @@ def nearest_neighbour(train, labels, test):
 def logistic_regression(train, labels, test):
     """Labels of test embeddings by a linear head: standardised, multinomial logistic regression."""
     people, rows = labels.unique(return_inverse=True)
-    return people[classifiers.linear_head(train, rows)(test).argmax(1)]
+    return people[classifiers.linear_head(train, rows, scaled=True)(test).argmax(1)]
 
 
 def end_to_end(train, labels, test, epochs=8, seed=0):

@@ -151,13 +151,17 @@ def test_an_unknown_rule_is_refused():
         classifiers.targets(torch.zeros(1, 3), torch.zeros(1, dtype=torch.long), "nearest")
 
 
+@pytest.mark.parametrize("scaled", [True, False])
 @pytest.mark.parametrize("people", [2, 5])
-def test_a_linear_head_is_scikit_learns_pipeline(people):
+def test_a_linear_head_is_scikit_learns_pipeline(people, scaled):
     draw = torch.Generator().manual_seed(0)
     labels = torch.arange(60) % people
     features = 3 + torch.randn(60, 8, generator=draw) * 0.1 + torch.randn(people, 8, generator=draw)[labels] * 0.05
-    head = classifiers.linear_head(features, labels)
-    pipeline = make_pipeline(StandardScaler(), LogisticRegression(solver="newton-cg")).fit(features, labels)
-    assert (head(features).argmax(1).numpy() == pipeline.predict(features)).all()
-    np.testing.assert_allclose(head(features).log_softmax(1).numpy(), pipeline.predict_log_proba(features), atol=1e-3)
+    head = classifiers.linear_head(features, labels, scaled)
+    steps = [StandardScaler()] if scaled else []
+    pipeline = make_pipeline(*steps, LogisticRegression(solver="newton-cg")).fit(features.numpy(), labels.numpy())
+    assert (head(features).argmax(1).numpy() == pipeline.predict(features.numpy())).all()
+    np.testing.assert_allclose(
+        head(features).log_softmax(1).numpy(), pipeline.predict_log_proba(features.numpy()), atol=1e-3
+    )
     assert not head.weight.requires_grad
