@@ -1,13 +1,10 @@
 """Train A3GN on LFW's training people against dlib: `faceadv train a3gn`."""
 
-import os
-
 import numpy as np
 import torch
 from torchvision.utils import save_image
-from tqdm import trange
 
-from faceadv import a3gn, faces, pairs, recognisers, training, weights
+from faceadv import a3gn, pairs, recognisers, training, weights
 from faceadv.paths import cache_root, replacing
 
 SETTINGS = {
@@ -51,20 +48,17 @@ def train(chips, labels, recogniser, *, steps, batch, width, blocks, factors=WEI
         momentum = 0.9 if name == "generator" else 0.5
         optimisers[name] = torch.optim.Adam(module.parameters(), lr, betas=(momentum, 0.999))
     start, rows = 0, []
-    state = training.resume(out / "last.pt") if out and resume else None
+    state = training.begin(out, resume)
     if state:
         start = state["step"]
         for name in modules:
             modules[name].load_state_dict(state[name])
             optimisers[name].load_state_dict(state[f"{name} optimiser"])
-    if out:
-        out.mkdir(parents=True, exist_ok=True)
-        training.trim_log(out / "log.jsonl", start if state else -1)
     generator = modules["generator"]
     used = {n: modules[n] for n, loss in (("normal", "adversarial"), ("instance", "instance")) if factors.get(loss)}
     kind, half = torch.device(device).type, recognisers.has_bfloat16(device)
     halved = torch.autocast(kind, torch.bfloat16, enabled=half)
-    for step in trange(start, steps, initial=start, total=steps, disable=bool(os.environ.get("FACEADV_QUIET"))):
+    for step in training.progress(start, steps):
         draw = training.generator(seed, step)
         sources, targets, others = pairs.triples(labels, batch, draw)
         x, y, o = (torch.from_numpy(chips[i.numpy()]).to(device).float().div_(255) for i in (sources, targets, others))
@@ -114,8 +108,7 @@ def main(profile="lfw", resume=False, root=None, out=None, seed=0):
     """Train with the profile's size, checkpointing every 100 steps; returns the folder with log and sheets."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     out = out or cache_root() / "train" / f"a3gn-{profile}"
-    lfw = faces.load("lfw", root)
-    data = lfw.people(pairs.lfw_people(lfw, "train"))
+    data = training.students(root)
     recogniser = recognisers.load("dlib", device)
     train(
         np.array(data.chips),

@@ -3,13 +3,10 @@
 Loss: CosFace (Wang et al. 2018, equation 4), cross-entropy over s (cos θ_j - m [j = y]).
 """
 
-import os
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import trange
 
 from faceadv import faces, pairs, recognisers, training, verification, weights
 from faceadv.lfw_people import dev_people
@@ -117,17 +114,15 @@ def main(profile="lfw", resume=False, root=None, out=None, seed=0):
     optimiser = torch.optim.AdamW(
         [{"params": [*decay, centres], "weight_decay": 0.1}, {"params": other, "weight_decay": 0}], lr=1e-3
     )
-    start, state = 0, training.resume(out / "last.pt") if resume else None
+    start, state = 0, training.begin(out, resume)
     if state:
         network.load_state_dict(state["network"])
         centres.data.copy_(state["centres"])
         optimiser.load_state_dict(state["optimiser"])
         start = state["step"]
-    out.mkdir(parents=True, exist_ok=True)
-    training.trim_log(out / "log.jsonl", start if state else -1)
 
     steps, losses = settings["steps"], []
-    bar = trange(start, steps, initial=start, total=steps, disable=bool(os.environ.get("FACEADV_QUIET")))
+    bar = training.progress(start, steps)
     for step in bar:
         draw = training.generator(seed, step)
         rows = torch.multinomial(weight, settings["batch"], replacement=True, generator=draw)

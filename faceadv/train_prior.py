@@ -3,7 +3,6 @@
 Source: Ho, Jain and Abbeel 2020, Denoising diffusion probabilistic models, algorithm 1 and section 4.
 """
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -14,9 +13,8 @@ import torch.nn.functional as F
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
 from torchvision.utils import save_image
-from tqdm import trange
 
-from faceadv import ddnm, faces, pairs, recognisers, training, weights
+from faceadv import ddnm, recognisers, training, weights
 from faceadv.paths import cache_root, replacing
 
 SETTINGS = {
@@ -56,17 +54,14 @@ def train(chips, *, side, widths, steps, batch, out=None, resume=False, seed=0, 
     optimiser = torch.optim.AdamW(unet.parameters(), lr, weight_decay=0)
     schedule = DDPMScheduler()
     start, rows = 0, []
-    state = training.resume(out / "last.pt") if out and resume else None
+    state = training.begin(out, resume)
     if state:
         unet.load_state_dict(state["unet"])
         mean.load_state_dict(state["mean"])
         optimiser.load_state_dict(state["optimiser"])
         start = state["step"]
-    if out:
-        out.mkdir(parents=True, exist_ok=True)
-        training.trim_log(out / "log.jsonl", start if state else -1)
     kind, half = torch.device(device).type, recognisers.has_bfloat16(device)
-    for step in trange(start, steps, initial=start, total=steps, disable=bool(os.environ.get("FACEADV_QUIET"))):
+    for step in training.progress(start, steps):
         draw = training.generator(seed, step)
         x = torch.from_numpy(chips[torch.randint(len(chips), (batch,), generator=draw).numpy()]).float().div_(127.5) - 1
         flip = torch.rand(batch, 1, 1, 1, generator=draw) < 0.5
@@ -103,8 +98,7 @@ def main(profile="lfw", resume=False, root=None, out=None, seed=0):
     """Train with the profile's size, checkpointing every 100 steps; returns the folder with the checkpoint and log."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     out = out or cache_root() / "train" / f"prior-{profile}"
-    lfw = faces.load("lfw", root)
-    chips = np.array(lfw.people(pairs.lfw_people(lfw, "train")).chips)
+    chips = np.array(training.students(root).chips)
     train(chips, out=out, resume=resume, seed=seed, device=device, **SETTINGS[profile])
     return out
 

@@ -1,11 +1,9 @@
 """Train PuFace on LFW's training people: `faceadv train puface`."""
 
 import functools
-import os
 
 import numpy as np
 import torch
-from tqdm import trange
 
 from faceadv import cloaks, faces, pairs, puface, recognisers, training, weights
 from faceadv.paths import cache_root
@@ -53,16 +51,13 @@ def train(natural, cloaked, extractors, *, steps, batch, beta=BETA, kappa=KAPPA,
     network = puface.PuFace().to(device).train()
     optimiser = torch.optim.Adam(network.parameters(), lr)
     start, rows = 0, []
-    state = training.resume(out / "last.pt") if out and resume else None
+    state = training.begin(out, resume)
     if state:
         network.load_state_dict(state["network"])
         optimiser.load_state_dict(state["optimiser"])
         start = state["step"]
-    if out:
-        out.mkdir(parents=True, exist_ok=True)
-        training.trim_log(out / "log.jsonl", start if state else -1)
     kind, half = torch.device(device).type, recognisers.has_bfloat16(device)
-    for step in trange(start, steps, initial=start, total=steps, disable=bool(os.environ.get("FACEADV_QUIET"))):
+    for step in training.progress(start, steps):
         draw = training.generator(seed, step)
         chosen = torch.randint(len(natural), (batch,), generator=draw).numpy()
         x, c = (torch.from_numpy(a[chosen]).to(device).float().div_(255) for a in (natural, cloaked))

@@ -1,13 +1,11 @@
 """Train ResGN on LFW's training people against dlib: `faceadv train resgn`."""
 
 import itertools
-import os
 
 import numpy as np
 import torch
-from tqdm import trange
 
-from faceadv import attacks, faces, pairs, recognisers, resgn, training, weights
+from faceadv import attacks, recognisers, resgn, training, weights
 from faceadv.paths import cache_root, nearest
 from faceadv.vgg_face import VGGFace
 
@@ -132,17 +130,14 @@ def train(
     optimisers = [torch.optim.Adam(network.parameters(), lr) for network in networks]
     norms = [dict.fromkeys(resgn.TERMS, 0.0) for _ in losses]
     start, rows = 0, []
-    state = training.resume(out / "last.pt") if out and resume else None
+    state = training.begin(out, resume)
     if state:
         start, norms = state["step"], state["norms"]
         for network, optimiser, weights_, moments in zip(networks, optimisers, state["networks"], state["optimisers"]):
             network.load_state_dict(weights_)
             optimiser.load_state_dict(moments)
-    if out:
-        out.mkdir(parents=True, exist_ok=True)
-        training.trim_log(out / "log.jsonl", start if state else -1)
     kind, half = torch.device(device).type, recognisers.has_bfloat16(device)
-    for step in trange(start, steps, initial=start, total=steps, disable=bool(os.environ.get("FACEADV_QUIET"))):
+    for step in training.progress(start, steps):
         draw = training.generator(seed, step)
         chosen = torch.randint(len(chips), (batch,), generator=draw)
         legitimate = torch.from_numpy(chips[chosen.numpy()]).to(device).float().div_(255)
@@ -208,8 +203,7 @@ def main(profile="lfw", resume=False, root=None, out=None, seed=0):
     settings = {"texture": "recogniser"} | SETTINGS[profile]
     texture = texture_network(settings.pop("texture"), device)
     out = out or cache_root() / "train" / f"resgn-{profile}"
-    lfw = faces.load("lfw", root)
-    data = lfw.people(pairs.lfw_people(lfw, "train"))
+    data = training.students(root)
     recogniser = recognisers.load("dlib", device)
     train(
         np.array(data.chips),

@@ -2,10 +2,13 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import torch
+from tqdm import trange
 
+from faceadv import faces, pairs
 from faceadv.paths import replacing
 
 
@@ -18,6 +21,30 @@ def save(path, state):
 def resume(path):
     """The last checkpoint as a dict, or None. Loaded with ``weights_only=True``."""
     return torch.load(path, weights_only=True) if Path(path).exists() else None
+
+
+def begin(out, resumed):
+    """The checkpoint that a run goes on from, or None. The folder ``out`` is made, its log cut to the checkpoint.
+
+    out: None if nothing is to be kept; resumed: whether to look for a checkpoint.
+    """
+    if out is None:
+        return None
+    out.mkdir(parents=True, exist_ok=True)
+    state = resume(out / "last.pt") if resumed else None
+    trim_log(out / "log.jsonl", state["step"] if state else -1)
+    return state
+
+
+def progress(start, steps):
+    """The steps from ``start`` on, with a progress bar."""
+    return trange(start, steps, initial=start, total=steps, disable=bool(os.environ.get("FACEADV_QUIET")))
+
+
+def students(root=None):
+    """LFW's training people, a FaceSet: nobody else is learned from."""
+    lfw = faces.load("lfw", root)
+    return lfw.people(pairs.lfw_people(lfw, "train"))
 
 
 def log(path, row):

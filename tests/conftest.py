@@ -22,6 +22,27 @@ def dlib():
     return recognisers.load("dlib")
 
 
+@pytest.fixture
+def killed_after(monkeypatch):
+    """``killed_after(n)``: a training dies right after its n-th checkpoint; returns the list of the steps saved."""
+
+    def arrange(count):
+        from faceadv import training
+
+        saved, save = [], training.save
+
+        def killing(path, state):
+            save(path, state)
+            saved.append(state["step"])
+            if len(saved) == count:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(training, "save", killing)
+        return saved
+
+    return arrange
+
+
 @pytest.fixture(scope="session")
 def lfw_root():
     from faceadv import fetch

@@ -73,7 +73,7 @@ def test_losses(orl, dlib):
     assert a3gn.hinge(torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.0])) == pytest.approx(0.25 + 0.5)
 
 
-def test_training_resumes_to_the_same_weights(some, dlib, tmp_path, monkeypatch):
+def test_training_resumes_to_the_same_weights(some, dlib, tmp_path, killed_after):
     def run(out, **more):
         return train_a3gn.train(*some, dlib, steps=9, out=out, every=3, **SMALL, **more)
 
@@ -81,15 +81,7 @@ def test_training_resumes_to_the_same_weights(some, dlib, tmp_path, monkeypatch)
     losses = {"reconstruction", "cosine", "adversarial", "instance", "kl"}
     assert log[-1].keys() == losses | {"step", "normal discriminator", "instance discriminator"}
     assert len(list((tmp_path / "whole").glob("sheet-*.png"))) == 3
-    saved, save = [], training.save
-
-    def killed(path, state):
-        save(path, state)
-        saved.append(state["step"])
-        if len(saved) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(training, "save", killed)
+    saved = killed_after(2)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut")
     resumed, _ = run(tmp_path / "cut", resume=True)

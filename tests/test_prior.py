@@ -14,21 +14,13 @@ def chips(orl):
     return np.array(orl.chips[:40])
 
 
-def test_training_learns_resumes_and_saves(chips, tmp_path, monkeypatch):
+def test_training_learns_resumes_and_saves(chips, tmp_path, monkeypatch, killed_after):
     def run(out, **more):
         return train_prior.train(chips, steps=60, out=out, every=20, lr=2e-3, **SMALL, **more)
 
     whole, log = run(tmp_path / "whole")
     assert np.mean([row["loss"] for row in log[-10:]]) < 0.6 * np.mean([row["loss"] for row in log[:5]])
-    saved, save = [], training.save
-
-    def killed(path, state):
-        save(path, state)
-        saved.append(state["step"])
-        if len(saved) == 1:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(training, "save", killed)
+    saved = killed_after(1)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut")
     resumed, _ = run(tmp_path / "cut", resume=True)

@@ -43,7 +43,7 @@ def test_losses(orl, dlib):
     assert all(v == pytest.approx(0, abs=1e-3) for v in puface.terms(x, x, [dlib]).values())
 
 
-def test_training_learns_and_resumes_to_the_same_weights(orl, dlib, tmp_path, monkeypatch):
+def test_training_learns_and_resumes_to_the_same_weights(orl, dlib, tmp_path, killed_after):
     natural = np.array(orl.chips[:24])
     worn = (cloaked(orl.images[:24]) * 255).round().byte().numpy()
 
@@ -54,15 +54,7 @@ def test_training_learns_and_resumes_to_the_same_weights(orl, dlib, tmp_path, mo
     assert set(log[0]) == {"step", "image", "feature"}
     x, c = orl.images[:24], cloaked(orl.images[:24])
     assert (whole(c) - x).abs().mean() < 0.5 * (c - x).abs().mean()
-    saved, save = [], training.save
-
-    def killed(path, state):
-        save(path, state)
-        saved.append(state["step"])
-        if len(saved) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(training, "save", killed)
+    saved = killed_after(2)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut")
     resumed, _ = run(tmp_path / "cut", resume=True)
