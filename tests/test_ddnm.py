@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
-from faceadv import adaptive, attacks, ddnm, objectives, purifiers, train_prior, weights
+from faceadv import adaptive, attacks, ddnm, objectives, purifiers, train_prior
 
 OPERATORS = {f"x{scale}": ddnm.super_resolution(scale) for scale in (2, 4, 8)} | {"colour": ddnm.colourisation()}
 
@@ -175,7 +175,6 @@ def test_straight_through():
     torch.testing.assert_close(x.grad, torch.full_like(x, 3.0))
 
 
-@pytest.mark.skipif("prior" not in weights.shipped(), reason="the prior has not been trained yet")
 @pytest.mark.parametrize("name", ["two-stage", "diffpure"])
 def test_the_shipped_prior_beats_doing_nothing(name, orl, dlib):
     rows = torch.arange(0, 400, 40)
