@@ -59,6 +59,19 @@ def _parser():
     )
     run.set_defaults(command=_run)
 
+    bench = commands.add_parser("bench", help="compute the cells of notebook 07, on several processes or machines")
+    bench.add_argument("--profile", default="orl", help="smoke, orl (the default), lfw or paper")
+    bench.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="one parameter")
+    bench.add_argument(
+        "--scheduler",
+        default="local",
+        metavar="ADDRESS",
+        help="local (the default): a process a core; single: this process; or the address of a Dask scheduler",
+    )
+    bench.add_argument("--workers", type=int, metavar="N", help="processes of a local scheduler")
+    bench.add_argument("--out", default="build", metavar="DIR", help="where finished cells go (build)")
+    bench.set_defaults(command=_bench)
+
     for kind, what in (("data", "data sets"), ("weights", "network weights")):
         group = commands.add_parser(kind, help=f"list, fetch and check {what}").add_subparsers(
             required=True, metavar="ACTION"
@@ -111,6 +124,19 @@ def _run(args):
     print(run.summary(results))
     print(f"Open {os.path.join(args.out, 'index.html')}")
     return int(any(result.status == "failed" for result in results))
+
+
+def _bench(args):
+    from faceadv import bench, profiles, records
+
+    notebook = profiles.NOTEBOOKS / f"{bench.NOTEBOOK}.ipynb"
+    values = profiles.defaults(notebook) | profiles.parameters(args.profile, notebook, dict(args.p))
+    parts = bench.plan(values, bench.present(values["recogniser_names"]))
+    folder = records.place(os.path.join(args.out, "results"), args.profile, bench.NOTEBOOK).with_suffix("")
+    cells = [cell for part in parts.values() for cell in part]
+    rows = bench.run(cells, bench.settings(values), folder, args.scheduler, args.workers)
+    print(f"{len(rows)} cells are in {folder}. Read them: faceadv run 07 --profile {args.profile} --out {args.out}")
+    return 0
 
 
 def _data_list(args):

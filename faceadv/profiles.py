@@ -68,6 +68,12 @@ def declared(notebook_path):
     return {name: _type(entry) for name, entry in papermill.inspect_notebook(notebook).items()}
 
 
+def defaults(notebook_path):
+    """What a notebook's parameters cell gives each parameter: name -> value."""
+    entries = papermill.inspect_notebook(read_notebook(notebook_path)).items()
+    return {name: ast.literal_eval(entry["default"]) for name, entry in entries}
+
+
 def _type(entry):
     try:
         default = ast.literal_eval(entry["default"])

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import median_filter
+from skimage.restoration import denoise_tv_chambolle
 
 from faceadv import attacks, images, objectives, purifiers, recognisers
 
@@ -17,7 +19,10 @@ def attacked(orl, dlib):
     return x, attacks.pgd(x, objective, eps=2 / 255, steps=10), references, objective
 
 
-@pytest.mark.parametrize(("name", "options"), [("jpeg", {}), ("jpeg", {"quality": 50}), ("randomization", {})])
+PLAIN = ("jpeg", "randomization", "bit-depth", "blur", "median", "total-variation")
+
+
+@pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in PLAIN), ("jpeg", {"quality": 50})])
 def test_better_than_doing_nothing(name, options, attacked, dlib):
     x, y, references, objective = attacked
     purifier = purifiers.load(name, **options)
@@ -31,7 +36,7 @@ def test_better_than_doing_nothing(name, options, attacked, dlib):
     assert moved.max() < dlib.threshold
 
 
-@pytest.mark.parametrize("name", ["jpeg", "randomization"])
+@pytest.mark.parametrize("name", PLAIN)
 def test_range_shape_and_original(name, orl):
     x = torch.cat([orl.images[:2], torch.ones(1, 3, 112, 112), torch.zeros(1, 3, 112, 112)])
     before, purifier = x.clone(), purifiers.load(name)
@@ -46,7 +51,7 @@ def test_range_shape_and_original(name, orl):
     assert purifier(x[:1, :, ::2, ::2]).shape == (1, 3, 56, 56)
 
 
-@pytest.mark.parametrize("name", ["jpeg", "randomization"])
+@pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("bad", [torch.zeros(3, 8, 8), torch.zeros(1, 3, 8, 8).byte(), torch.full((1, 3, 8, 8), 2.0)])
 def test_wrong_images_are_refused(name, bad):
     with pytest.raises(ValueError, match="images must"):
@@ -56,6 +61,46 @@ def test_wrong_images_are_refused(name, bad):
 def test_an_unknown_name():
     with pytest.raises(ValueError, match=r'no purifier "jpg" \(did you mean jpeg\?\); there are '):
         purifiers.load("jpg")
+
+
+def test_bits_are_counted(orl):
+    for bits in (1, 4, 8):
+        y = purifiers.load("bit-depth", bits=bits)(orl.images[:4].requires_grad_(True))
+        assert 1 < len(y.unique()) <= 2**bits
+        assert (y - orl.images[:4]).abs().max() <= 0.5 / (2**bits - 1) + 1e-6
+        assert not y.requires_grad
+    for wrong in (0, 9, 2.5):
+        with pytest.raises(ValueError, match="from 1 to 8"):
+            purifiers.load("bit-depth", bits=wrong)
+
+
+def test_median_and_total_variation_are_those_of_scipy_and_scikit_image(orl):
+    draw = torch.Generator().manual_seed(0)
+    x = (orl.images[:2] + 0.05 * torch.randn(2, 3, 112, 112, generator=draw)).clamp(0, 1)
+    for size in (1, 3, 5):
+        with_scipy = [[median_filter(colour.numpy(), size, mode="nearest") for colour in image] for image in x]
+        np.testing.assert_array_equal(purifiers.load("median", size=size)(x), with_scipy)
+    with pytest.raises(ValueError, match="odd"):
+        purifiers.load("median", size=2)
+    for weight, steps in ((0.05, 20), (0.2, 7)):
+        # its first iteration only sets out; eps 0 turns its early stop off
+        options = {"weight": weight, "max_num_iter": steps + 1, "eps": 0, "channel_axis": -1}
+        with_skimage = [denoise_tv_chambolle(image.permute(1, 2, 0).numpy(), **options) for image in x]
+        y = purifiers.load("total-variation", weight=weight, steps=steps)(x).permute(0, 2, 3, 1)
+        np.testing.assert_allclose(y, np.clip(with_skimage, 0, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["blur", "median", "total-variation", "randomization"])
+def test_gradients_go_through(name):
+    draw = torch.Generator().manual_seed(1)  # no photo: in its flat parts the median has a kink
+    x = (0.1 + 0.8 * torch.rand(2, 3, 112, 112, generator=draw)).requires_grad_(True)
+    weights = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    (slope,) = torch.autograd.grad((purifiers.load(name)(x) * weights).sum(), x)
+    step = 1e-4 * slope.sign()
+    with torch.no_grad():
+        rise = ((purifiers.load(name)(x + step) - purifiers.load(name)(x - step)) * weights).sum()
+        expected = (slope * 2 * step).sum()
+    assert rise.item() == pytest.approx(expected.item(), rel=0.1)
 
 
 def test_jpeg_is_a_file_of_that_quality(orl):

@@ -1,0 +1,300 @@
+"""The benchmark: its cells do what they say, and however it is run no cell is lost or computed twice."""
+
+import os
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from faceadv import bench, cell, cli, profiles, recognisers, records
+from faceadv.cell import Cell, Settings
+
+SMALL = Settings(pair_count=4, slow_pair_count=2, steps=6, adaptive_steps=8, slow_steps=2, sampling_steps=2)
+TINY = replace(SMALL, pair_count=2, slow_pair_count=1, seeds=(0,), steps=2)
+
+
+def share(row):
+    return np.mean(row["right"])
+
+
+# -- a cell --
+
+
+@pytest.mark.parametrize("goal", cell.GOALS)
+@pytest.mark.parametrize("attack", ["PGD", "P-FGVM", "A3GN"])
+def test_an_attack_succeeds_and_leaves_the_network_as_it_was(attack, goal):
+    judge, _ = cell._recogniser("dlib", SMALL)
+    before = [tensor.clone() for tensor in judge.state_dict().values()]
+    row = cell.measure(Cell(attack, "none", "dlib", goal, eps_255=8.0), SMALL)
+    assert share(cell.measure(Cell("none", "none", "dlib", goal), SMALL)) == 1
+    assert share(row) <= 0.25
+    if attack == "PGD":
+        assert 0 < row["linf"] <= 8 / 255 + 1e-5
+    assert all(torch.equal(a, b) for a, b in zip(before, judge.state_dict().values()))
+    assert not judge.training
+
+
+@pytest.mark.parametrize("attack", [name for name in cell.ATTACKS if name not in ("none", "A3GN")])
+def test_nothing_happens_without_a_budget(attack):
+    row = cell.measure(Cell(attack, "none", "dlib", "impersonation", eps_255=0.0), TINY)
+    none = cell.measure(Cell("none", "none", "dlib", "impersonation"), TINY)
+    assert row["linf"] == 0
+    assert row["distance"] == none["distance"]
+
+
+def test_attacked_images_are_files_in_range(monkeypatch):
+    seen = []
+
+    def looking(images):
+        seen.append(images)
+        return images
+
+    for attack in cell.ATTACKS:
+        cell.measure(Cell(attack, "looking", "dlib", "dodging"), TINY, {"looking": looking})
+    x = torch.cat(seen)
+    assert x.min() >= 0
+    assert x.max() <= 1
+    torch.testing.assert_close(x * 255, (x * 255).round(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("defence", ["jpeg", "bit-depth", "blur", "median", "total-variation", "randomization"])
+def test_a_defence_is_better_than_none_against_an_attack_that_does_not_know_it(defence):
+    settings = replace(SMALL, pair_count=8)
+    row, bare = (
+        cell.measure(Cell("PGD", name, "dlib", "dodging", eps_255=1.0), settings) for name in (defence, "none")
+    )
+    assert share(row) > share(bare)
+    assert share(cell.measure(Cell("none", defence, "dlib", "dodging"), settings)) >= 0.85
+
+
+def test_resgn_falls_to_the_attack_that_knows_it():
+    static, knowing = (
+        cell.measure(Cell("PGD", "resgn", "dlib", "dodging", way, 4.0), SMALL) for way in ("static", "gradient")
+    )
+    assert share(static) >= 0.75
+    assert share(knowing) == 0
+
+
+@pytest.mark.parametrize("way", cell.WAYS["two-stage"])
+def test_every_way_through_diffusion_brings_the_distance_down(way):
+    none, knowing = (
+        cell.measure(Cell(attack, "two-stage", "dlib", "impersonation", how, 4.0), replace(SMALL, slow_steps=3))
+        for attack, how in (("none", "static"), ("PGD", way))
+    )
+    assert np.mean(knowing["distance"]) < np.mean(none["distance"])
+    assert len(none["right"]) == SMALL.slow_pair_count * len(SMALL.seeds)
+
+
+def test_the_pairs_are_of_people_no_threshold_was_chosen_on():
+    calibration, photos, pairs = cell.data("orl")
+    assert not set(calibration.names) & set(photos.names)
+    fast, slow = (cell._pairs(SMALL, "dodging", slow) for slow in (False, True))
+    assert fast.seed == [0] * 4 + [1] * 4
+    torch.testing.assert_close(fast.presented[[0, 1, 4, 5]], slow.presented)
+    assert len(pairs) == 200 * 199 // 2
+
+
+def test_lfw_pairs_are_published_ones_of_people_no_threshold_was_chosen_on(lfw_root):
+    calibration, photos, pairs = cell.data("lfw")
+    people = {photos.names[label] for label in photos.labels[torch.cat([pairs.first, pairs.second])]}
+    assert not people & set(calibration.names)
+    assert min((pairs.same).sum(), (~pairs.same).sum()) >= 100
+
+
+def test_what_nobody_knows_is_refused():
+    for wrong, words in (
+        (Cell("PDG", "none", "dlib", "dodging"), "did you mean PGD"),
+        (Cell("PGD", "jpg", "dlib", "dodging"), "did you mean jpeg"),
+        (Cell("PGD", "jpeg", "dlib", "doging"), "did you mean dodging"),
+        (Cell("PGD", "jpeg", "dlib", "dodging", "surrogate"), "not for jpeg"),
+        (Cell("PGD", "none", "dlib", "dodging", "bpda"), "nothing to adapt"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            cell.measure(wrong, TINY)
+
+
+def test_a_row_depends_on_settings_weights_and_own_code(monkeypatch):
+    place = Cell("PGD", "mine", "dlib", "dodging")
+    by_factor = {k: cell.version(place, TINY, {"mine": lambda x, k=k: x * k}) for k in (0.5, 0.9)}
+    assert by_factor[0.5] != by_factor[0.9]
+    known = Cell("PGD", "jpeg", "dlib", "dodging")
+    assert cell.version(known, TINY) == cell.version(known, replace(TINY))
+    assert cell.version(known, TINY) != cell.version(known, replace(TINY, far=0.01))
+    assert cell.version(known, TINY) != cell.version(replace(known, eps_255=1.0), TINY)
+    before = cell.version(known, TINY)
+    monkeypatch.setattr(cell, "_code", lambda: "other weights")
+    assert cell.version(known, TINY) != before
+
+
+# -- many cells --
+
+
+def cells(*defences):
+    return [Cell(attack, defence, "dlib", "dodging") for defence in defences for attack in ("none", "FGSM")]
+
+
+def numbers(rows):
+    return rows.drop(columns="seconds")
+
+
+def test_a_finished_cell_is_not_computed_twice_and_a_killed_run_goes_on(tmp_path, monkeypatch):
+    todo, done, measure = cells("none", "jpeg"), [], cell.measure
+
+    def dying(one, *args):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(one)
+        return measure(one, *args)
+
+    monkeypatch.setattr(cell, "measure", dying)
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(todo, TINY, tmp_path)
+    assert len(bench.read(todo, TINY, tmp_path)) == 2
+    assert done == todo[:2]
+    done.append("after the kill")
+    rows = bench.run(todo, TINY, tmp_path)
+    assert done[3:] == todo[2:]
+    assert list(rows["attack"]) == ["none", "FGSM"] * 2
+    bench.run(todo, TINY, tmp_path)
+    assert len(done) == 5
+    bench.place(tmp_path, todo[0], TINY).write_text('{"cut off')  # as by a full disk
+    pd.testing.assert_frame_equal(numbers(bench.run(todo, TINY, tmp_path)), numbers(rows))
+    assert done[5:] == todo[:1]
+
+
+def dies_once(images, marker):
+    if not os.path.exists(marker):
+        open(marker, "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return images
+
+
+def test_two_workers_give_the_same_rows_though_one_is_killed(tmp_path):
+    marker = str(tmp_path / "killed")
+    own = {"killer": lambda images, marker=marker: dies_once(images, marker)}
+    todo = [*cells("none", "jpeg"), *cells("killer")]
+    rows = bench.run(todo, TINY, tmp_path / "local", "local", workers=2, own=own)
+    assert os.path.exists(marker)
+    threads = torch.get_num_threads()
+    cell._made.cache_clear()
+    torch.set_num_threads(max(1, threads // 2))  # as many as a worker has: sums of other parts differ in the last bit
+    alone = bench.run(todo, TINY, tmp_path / "single", own=own)
+    torch.set_num_threads(threads)
+    pd.testing.assert_frame_equal(numbers(rows), numbers(alone))
+
+
+def test_a_cell_that_kills_every_worker_is_given_up_and_the_others_are_kept(tmp_path):
+    import dask
+
+    own = {"killer": lambda images: os.kill(os.getpid(), signal.SIGKILL)}
+    todo = [Cell("none", "none", "dlib", "dodging"), Cell("none", "killer", "dlib", "dodging")]
+    fewer = dask.config.set({"distributed.scheduler.allowed-failures": 1})
+    with fewer, pytest.raises(RuntimeError, match="killed its worker"):
+        bench.run(todo, TINY, tmp_path, "local", workers=1, own=own)
+    assert len(bench.read(todo, TINY, tmp_path)) == 1
+
+
+def test_any_scheduler_will_do_and_none_is_a_sentence(tmp_path):
+    from distributed import LocalCluster
+
+    todo = cells("none")
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster:
+        rows = bench.run(todo, TINY, tmp_path, cluster.scheduler_address)
+    assert len(rows) == 2
+    with pytest.raises(RuntimeError, match="No Dask scheduler answers"):
+        bench.run(cells("jpeg"), TINY, tmp_path, "tcp://127.0.0.1:9")
+    with pytest.raises(ValueError, match='There is no defence "nothing"'):
+        bench.run(cells("nothing"), TINY, tmp_path)
+
+
+def test_the_command_computes_what_the_notebook_reads(tmp_path, capsys):
+    notebook = profiles.NOTEBOOKS / f"{bench.NOTEBOOK}.ipynb"
+    few = {
+        **{"attack_names": '["none"]', "defence_names": '["none", "jpeg"]', "curve_defences": "[]"},
+        **{"sign_defences": "[]", "adaptive_recognisers": "[]", "recogniser_names": '["dlib"]'},
+    }
+    options = [part for item in few.items() for part in ("-p", *item)]
+    assert cli.main(["bench", "--profile", "smoke", "--scheduler", "single", "--out", str(tmp_path), *options]) == 0
+    assert "4 cells" in capsys.readouterr().out
+    values = profiles.defaults(notebook) | profiles.parameters("smoke", notebook, few)
+    folder = records.place(tmp_path / "results", "smoke", bench.NOTEBOOK).with_suffix("")
+    rows = bench.read(bench.plan(values, ["dlib"])["static"], bench.settings(values), folder)
+    assert len(rows) == 4
+    assert cli.main(["bench", "-p", "pair_cuont", "3"]) == 2
+    assert "did you mean pair_count" in capsys.readouterr().err
+
+
+def test_recognisers_whose_weights_are_not_here_are_left_out(monkeypatch, tmp_path):
+    monkeypatch.setenv("FACEADV_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert bench.present(["dlib", "facenet-casia", "mobile"]) == ["dlib", "mobile"]
+    with pytest.raises(ValueError, match="did you mean mobile"):
+        bench.present(["mobil"])
+
+
+def test_the_plan_has_every_attack_defence_recogniser_and_goal():
+    values = profiles.defaults(profiles.NOTEBOOKS / f"{bench.NOTEBOOK}.ipynb")
+    parts = bench.plan(values, list(recognisers.NAMES[:2]))
+    assert len(set(parts["static"])) == 7 * 12 * 2 * 2
+    assert {one.defence for one in parts["adaptive"]} == set(cell.DEFENCES) - {"none"}
+    assert all(one.source != one.recogniser for one in parts["transfer"])
+    assert bench.settings(values).seeds == (0, 1)
+
+
+# -- what the rows say --
+
+
+def row(right, who, seed=None, **keys):
+    filled = {"recogniser": "dlib", "goal": "dodging", "defence": "jpeg", "attack": "PGD", "way": "static"}
+    filled |= {"eps_255": 2.0, "source": "", "l2": 1.0, "linf": 0.01, "seconds": {"attack": 0.1, "defence": 0.2}}
+    return filled | {"right": right, "who": who, "seed": seed or [0] * len(right)} | keys
+
+
+def test_worst_case_is_per_pair_and_summary_draws_people():
+    rows = pd.DataFrame([row([1, 1, 0, 0], list("aabb")), row([1, 0, 1, 0], list("aabb"), way="bpda")])
+    worst = bench.worst(rows)
+    assert worst["right"].tolist() == [[1, 0, 0, 0]]
+    (line,) = bench.summary(worst).to_dict("records")
+    assert line["right"] == 25
+    assert (line["low"], line["high"]) == (0, 50)  # two people, right in half and in none of their pairs
+    assert (line["attack"], line["way"]) == ("worst", "of 2")
+
+
+def test_spread_is_between_seeds():
+    lines = bench.summary(pd.DataFrame([row([1, 1, 0, 0], list("abcd"), [0, 0, 1, 1])]))
+    assert lines["spread"].item() == pytest.approx(np.std([100, 0], ddof=1))
+
+
+def test_common_pairs_are_the_first_of_each_seed():
+    many = row([1, 2, 3, 4, 5, 6], list("abcdef"), [0, 0, 0, 1, 1, 1])
+    few = row([1, 2, 4, 5], list("abde"), [0, 0, 1, 1], defence="two-stage")
+    cut = bench.common(pd.DataFrame([many, few]))
+    assert cut["right"].tolist() == [[1, 2, 4, 5]] * 2
+    assert cut["who"].tolist() == [list("abde")] * 2
+
+
+def test_ranks_tell_the_certain_from_the_close():
+    who = [f"p{i}" for i in range(40)]
+    bad, close, closer, good = [0.0] * 40, [0.0, 1.0] * 20, [1.0, 0.0] * 20, [1.0] * 40
+    rows = pd.DataFrame([{"defence": n, "right": r, "who": who} for n, r in zip("abcd", (bad, close, closer, good))])
+    table = bench.ranks(rows)
+    assert table.loc["d", ["rank", "low", "high"]].tolist() == [1, 1, 1]
+    assert table.loc["a", ["rank", "low", "high"]].tolist() == [4, 4, 4]
+    assert table.loc["b", ["rank", "low", "high"]].tolist() == [2.5, 2, 3]
+    assert list(table.index)[::3] == ["d", "a"]
+
+
+def test_lines_come_back_from_a_record():
+    lines = bench.summary(
+        pd.DataFrame([row([1, 0, 1], list("abc")), row([0, 0, 0], list("abc"), source="mobile", eps_255=0.5)])
+    )
+    entries = [
+        records.number(bench.label(line), line["right"], line["low"], line["high"], n=line["n"])
+        for line in lines.to_dict("records")
+    ]
+    back = bench.lines({"numbers": [*entries, records.number("rank of jpeg", 1)]})
+    columns = [*bench.KEYS, "right", "low", "high", "n"]
+    pd.testing.assert_frame_equal(back[columns], lines[columns], rtol=1e-5)
