@@ -1,0 +1,192 @@
+"""Our PGD beside torchattacks, foolbox and ART, and DDNM beside a plain loop: python benchmarks/peers.py
+
+All attack the same network (dlib's, with a linear head over ORL's 40 people) with the same steps on the same chips; the
+libraries get it in torch's own memory layout, as a user would give it, ours has it in channels-last, as recognisers are
+loaded here. They take turns in one process; times are medians, ratios medians of the turns' ratios, with the smallest
+and largest.
+Writes results/peers.json and the table in the README.
+"""
+
+import argparse
+import copy
+import statistics
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from faceadv import attacks, classifiers, ddnm, faces, objectives, recognisers, records, trackers
+from faceadv.paths import PROJECT, replacing
+
+RECORD = PROJECT / "results" / "peers.json"
+MARKS = "<!-- peers -->\n", "<!-- /peers -->\n"
+
+
+def classifier_and_chips(count):
+    """A network with logits for ORL's people, ``count`` test chips that it gets right, and their labels."""
+    data, recogniser = faces.load("orl"), recognisers.load("dlib")
+    embeddings, train = recognisers.embed_faces(recogniser, data), trackers.split(data.labels)
+    head = classifiers.linear_head(embeddings[train], data.labels[train], C=10.0)
+    model = nn.Sequential(recogniser.network, head).eval().requires_grad_(False)
+    rows = torch.where(~train)[0][:count]
+    return model, data[rows.numpy()].images, data.labels[rows]
+
+
+def contestants(model, x, labels, eps, alpha, steps):
+    """Name -> a function without arguments that returns the attacked images."""
+    import foolbox  # these three are for developers
+    import torchattacks
+    from art.attacks.evasion import ProjectedGradientDescent
+    from art.estimators.classification import PyTorchClassifier
+
+    def ours(fast, stop_early=False):
+        objective = objectives.untargeted(model, labels, fast=fast)
+        options = {"eps": eps, "alpha": alpha, "steps": steps, "random_start": False, "stop_early": stop_early}
+        return lambda: attacks.pgd(x, objective, **options)
+
+    plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    with_torchattacks = torchattacks.PGD(plain, eps=eps, alpha=alpha, steps=steps, random_start=False)
+    with_foolbox = foolbox.attacks.LinfPGD(abs_stepsize=alpha, steps=steps, random_start=False)
+    seen_by_foolbox = foolbox.PyTorchModel(plain, bounds=(0, 1), device="cpu")
+    seen_by_art = PyTorchClassifier(
+        plain, nn.CrossEntropyLoss(), x.shape[1:], labels.max().item() + 1, clip_values=(0, 1), device_type="cpu"
+    )
+    with_art = ProjectedGradientDescent(
+        seen_by_art, norm="inf", eps=eps, eps_step=alpha, max_iter=steps, batch_size=len(x), verbose=False
+    )
+    return {
+        "faceadv": ours(fast=True),
+        "faceadv, float32": ours(fast=False),
+        "faceadv, stopping early": ours(fast=True, stop_early=True),
+        "torchattacks": lambda: with_torchattacks(x, labels),
+        "foolbox": lambda: with_foolbox(seen_by_foolbox, x, labels, epsilons=eps)[1],
+        "ART": lambda: torch.from_numpy(with_art.generate(x.numpy(), labels.numpy())),
+    }
+
+
+def plain_ddnm(measured, operator, unet, schedule, steps, eta=0.85):
+    """DDNM as one writes it down: one image after the other, float32, the layout that diffusers gives the network."""
+    A, inverse = operator
+    sums, skip, made = schedule.alphas_cumprod, len(schedule.alphas_cumprod) // steps, []
+    for row, y in enumerate(measured.split(1)):
+        draw = torch.Generator().manual_seed(row)
+        shape = inverse(y).shape[1:]
+        x = torch.randn(shape, generator=draw)[None]
+        for t in reversed(range(steps)):
+            now, then = sums[t * skip], sums[(t - 1) * skip] if t else torch.tensor(1.0)
+            e = unet(x, t * skip).sample
+            x0 = ((x - (1 - now).sqrt() * e) / now.sqrt()).clamp(-1, 1)
+            x0 = x0 - inverse(A(x0) - y)
+            x = then.sqrt() * x0
+            if t:
+                noise = torch.randn(shape, generator=draw)[None]
+                x = x + (1 - then).sqrt() * (eta * noise + (1 - eta**2) ** 0.5 * e)
+        made.append(x)
+    return torch.cat(made)
+
+
+def timed(functions, repeats):
+    """Name -> seconds of each turn; every function has one turn that does not count, then all go round."""
+    seconds = {name: [] for name in functions}
+    for turn in tqdm(range(repeats + 1), desc="turns"):
+        for name, function in functions.items():
+            started = time.perf_counter()
+            function()
+            if turn:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def entries(seconds, ours, what, rest):
+    """Numbers of the record: the median time of each, and how many times as long as ours it took."""
+    found = []
+    for name, times in seconds.items():
+        value = (statistics.median(times), min(times), max(times))
+        found.append(
+            records.number(f"{what}: {name}", *value, n=len(times), unit="s", how="median, least, most", **rest[name])
+        )
+        for base in ours:
+            if name not in ours:
+                ratios = [theirs / mine for theirs, mine in zip(times, seconds[base])]
+                value = (statistics.median(ratios), min(ratios), max(ratios))
+                how = "median, least, most of the turns' ratios"
+                found.append(records.number(f"{what}: {name} / {base}", *value, n=len(ratios), how=how))
+    return found
+
+
+def measure(chips=64, steps=20, repeats=5, restored=8, sampling_steps=20, path=RECORD):
+    """Run the comparison and write the record."""
+    eps, alpha = 8 / 255, 2 / 255
+    model, x, labels = classifier_and_chips(chips)
+    functions = contestants(model, x, labels, eps, alpha, steps)
+    rest = {}
+    for name, function in functions.items():
+        y = function()
+        assert (y - x).abs().max() <= eps + 1e-5, name
+        success = 100 * (classifiers.logits(model, y).argmax(1) != labels).float().mean().item()
+        rest[name] = {"note": f"success {success:.1f} %"}
+    ours = ("faceadv", "faceadv, float32")
+    numbers = entries(timed(functions, repeats), ours, "PGD", rest)
+
+    unet, schedule = ddnm.load_prior()
+    images = ddnm.resized(x[:restored], unet.config.sample_size) * 2 - 1
+    operator = ddnm.super_resolution(2)
+    y = operator[0](images)
+    options = {"steps": sampling_steps}
+    with torch.no_grad():
+        restorers = {
+            "faceadv": lambda: ddnm.ddnm(y, operator, unet, schedule, **options),
+            "plain loop": lambda: plain_ddnm(y, operator, unet, schedule, **options),
+        }
+        apart = (restorers["faceadv"]() - restorers["plain loop"]()).abs().mean().item() / 2
+        same = {"note": f"images differ by {apart:.4f} of the range on average"}
+        numbers += entries(timed(restorers, repeats), ("faceadv",), "DDNM", dict.fromkeys(restorers, same))
+    data = {
+        "faces": "orl",
+        "chips": len(x),
+        "PGD": f"{steps} steps of 2/255 within 8/255, no random start",
+        "DDNM": f"super-resolution by 2, {len(y)} images, {sampling_steps} steps",
+        "threads": torch.get_num_threads(),
+        "bfloat16": recognisers.has_bfloat16("cpu"),
+    }
+    return records.write(path, notebook="peers", profile="orl", seed=0, numbers=numbers, data=data)
+
+
+def table(record):
+    """The record as the README's table."""
+    by_name = {entry["name"]: entry for entry in record["numbers"]}
+    lines = ["| | time | as long as ours | as ours in float32 | |", "|---|---|---|---|---|"]
+    for name, entry in by_name.items():
+        if " / " not in name:
+            ratios = [by_name.get(f"{name} / {base}") for base in ("faceadv", "faceadv, float32")]
+            shown = ["{value:.1f} × [{low:.1f}, {high:.1f}]".format(**ratio) if ratio else "" for ratio in ratios]
+            lines.append(f"| {name} | {entry['value']:.2f} s | {shown[0]} | {shown[1]} | {entry['note']} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_table(record, readme):
+    """Put the table between its marks in the README."""
+    text = readme.read_text(encoding="utf-8")
+    before, rest = text.split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    with replacing(readme) as part:
+        part.write_text(before + MARKS[0] + table(record) + MARKS[1] + after, encoding="utf-8")
+
+
+def main():
+    """Measure, or with --table only write the table again."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each (5)")
+    parser.add_argument("--table", action="store_true", help="write the README's table from the record as it is")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")  # the peers'
+    record = records.read(RECORD) if args.table else measure(repeats=args.repeats)
+    write_table(record, Path(PROJECT / "README.md"))
+    print(table(record))
+
+
+if __name__ == "__main__":
+    main()

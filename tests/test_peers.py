@@ -1,0 +1,55 @@
+"""The comparison with other libraries runs, is of equals, and the README shows its record."""
+
+import importlib.util
+
+import pytest
+import torch
+
+from faceadv import ddnm, records
+from faceadv.paths import PROJECT
+
+
+@pytest.fixture(scope="module")
+def peers():
+    spec = importlib.util.spec_from_file_location("peers", PROJECT / "benchmarks" / "peers.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.filterwarnings("ignore")  # the peers'
+def test_all_take_part_and_are_right_about_the_same_thing(peers, tmp_path):
+    path = tmp_path / "peers.json"
+    record = peers.measure(chips=4, steps=3, repeats=2, restored=1, sampling_steps=2, path=path)
+    names = {entry["name"] for entry in record["numbers"]}
+    for library in ("torchattacks", "foolbox", "ART"):
+        assert {f"PGD: {library}", f"PGD: {library} / faceadv", f"PGD: {library} / faceadv, float32"} <= names
+    assert all(entry["value"] > 0 for entry in records.read(path)["numbers"])
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{peers.MARKS[0]}old\n{peers.MARKS[1]}after\n")
+    for _ in range(2):
+        peers.write_table(record, readme)
+    assert readme.read_text() == f"before\n{peers.MARKS[0]}{peers.table(record)}{peers.MARKS[1]}after\n"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_peers_attack_is_ours(peers):
+    model, x, labels = peers.classifier_and_chips(4)
+    made = {name: run() for name, run in peers.contestants(model, x, labels, 8 / 255, 2 / 255, 3).items()}
+    for name in ("torchattacks", "foolbox", "ART"):
+        # a slope of nearly 0 has either sign
+        assert ((made[name] - made["faceadv, float32"]).abs() > 1e-4).float().mean() < 0.02, name
+
+
+def test_the_plain_loop_is_ddnm(peers):
+    unet, schedule = ddnm.load_prior()
+    y = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        plain = peers.plain_ddnm(y, ddnm.super_resolution(2), unet, schedule, 3)
+        ours = ddnm.ddnm(y, ddnm.super_resolution(2), unet, schedule, steps=3)
+    assert (plain - ours).abs().mean() < 0.02
+
+
+def test_the_readme_shows_the_record(peers):
+    table = peers.table(records.read(peers.RECORD))
+    assert peers.MARKS[0] + table + peers.MARKS[1] in (PROJECT / "README.md").read_text()
