@@ -88,6 +88,21 @@ def _parser():
                 sub.add_argument("--root", metavar="DIR", help="folder with data sets instead of FACEADV_DATA")
             sub.set_defaults(command=globals()[f"_{kind}_{action}"])
 
+    sets = commands.add_parser("assignments", help="problem sets: student versions, checks, grades").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    for action, what in (
+        ("release", "write the student versions"),
+        ("grade", "run the tests on COURSE/submitted/STUDENT/NAME/NAME.ipynb; writes feedback and grades.csv"),
+    ):
+        sub = sets.add_parser(action, help=what)
+        sub.add_argument("names", nargs="*", metavar="NAME", help="ps1, ps2, …; all by default")
+        sub.add_argument("--course", default="course", metavar="DIR", help="folder of the course (course)")
+        sub.set_defaults(command=globals()[f"_assignments_{action}"])
+    sub = sets.add_parser("check", help="for students: run the tests that they can see")
+    sub.add_argument("notebook", metavar="NOTEBOOK")
+    sub.set_defaults(command=_assignments_check)
+
     commands.add_parser("check", help="whether everything here is as it should be").set_defaults(command=_check)
 
     deidentify = commands.add_parser("deidentify", help="de-identify a folder of photos")
@@ -124,6 +139,35 @@ def _run(args):
     print(run.summary(results))
     print(f"Open {os.path.join(args.out, 'index.html')}")
     return int(any(result.status == "failed" for result in results))
+
+
+def _assignments_release(args):
+    from faceadv import assignments
+
+    for path in assignments.release(args.names, args.course):
+        print(path)
+    return 0
+
+
+def _assignments_check(args):
+    from faceadv import assignments
+
+    return _report(assignments.check(args.notebook))
+
+
+def _assignments_grade(args):
+    from faceadv import assignments
+
+    rows = assignments.grade(args.names, args.course)
+    for row in rows:
+        unread = [key for key, value in row.items() if value is None]
+        shown = row["error"] if "error" in row else f"{row['points']:g} of {row['of']:g}"
+        waits = f", to be read: {', '.join(unread)}" if unread else ""
+        print(f"{row['student']} {row['assignment']}: {shown}{waits}")
+    print(
+        f"{os.path.join(args.course, 'grades.csv')} has every task, {os.path.join(args.course, 'feedback')} the pages."
+    )
+    return int(any("error" in row for row in rows))
 
 
 def _bench(args):

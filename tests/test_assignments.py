@@ -1,0 +1,293 @@
+"""Problem sets: the reference gets all points, a blank one none, plausible wrong answers lose what they should."""
+
+import csv
+import re
+
+import nbformat
+import pytest
+
+from faceadv import assignments, cli
+
+# by set: in place of a solution's cell, a plausible wrong answer, and the tests that it must lose; all others it passes
+WRONG = {
+    "ps1": {
+        "ifgsm": (  # the budget counted from the last iterate
+            """
+            def ifgsm_step(x_i, g, x, eps, alpha):
+                return (x_i - (alpha * g.sign()).clamp(-eps, eps)).clamp(0, 1)
+            """,
+            {"ifgsm-budget", "loop-succeeds"},
+        ),
+        "pfgvm": (  # signed slope
+            """
+            def pfgvm_step(x_i, g, x, alpha, lam):
+                return (x_i - alpha * (g.sign() + lam * (x_i - x))).clamp(0, 1)
+            """,
+            {"pfgvm-pull"},
+        ),
+    },
+    "ps2": {
+        "softmax": (  # no second piece
+            """
+            def different(squared, tau, top=4.0):
+                return (0.5 * squared / tau).clamp(0, 1).where(squared != top, torch.ones(()))
+            """,
+            {"softmax-pieces"},
+        ),
+        "loss": (  # the logarithm of the wrong probability, and without a floor
+            """
+            def verification_loss(cleaned, legitimate, tau):
+                return -(1 - different((cleaned - legitimate).norm(dim=1), tau)).log().mean()
+            """,
+            {"loss-values"},
+        ),
+        "behind": (  # no gradient through the purifier
+            """
+            def behind(purifier, objective):
+                def seen(images, rows, exact=False):
+                    clean = images + (purifier(images) - images).detach()
+                    return objective(0.0 * clean + images, rows, exact)
+                return seen
+            """,
+            {"behind-breaks"},
+        ),
+    },
+    "ps3": {
+        "amplify": (  # the photo is made stronger, not the cloak
+            """
+            def amplify(x, cloaked, kappa):
+                return (kappa.reshape(-1, 1, 1, 1) * cloaked).clamp(0, 1)
+            """,
+            {"amplify-values"},
+        ),
+        "protection": (  # judged on the photos that were trained on, in their cloaks
+            """
+            def protection(user, natural, cloaked_embeddings, labels, train):
+                own = labels == user
+                data = torch.where(own[:, None], cloaked_embeddings, natural)
+                named = labels[train][torch.cdist(data[own & ~train], data[train]).argmin(1)]
+                return (named != user).float().mean().item()
+            """,
+            {"protection-values"},
+        ),
+        "cloak": (  # towards the photo
+            """
+            def cloak(x, start, extractor, eps, alpha, steps):
+                own, moved = extractor(x).detach(), start
+                for _ in range(steps):
+                    moved = moved.detach().requires_grad_(True)
+                    (slope,) = torch.autograd.grad((extractor(moved) - own).square().sum(), moved)
+                    moved = (moved.detach() - alpha * slope.sign()).clamp(0, 1)
+                return moved
+            """,
+            {"cloak-works"},
+        ),
+    },
+    "ps4": {
+        "attention": (  # softmax over the wrong places
+            """
+            def attention(Q, K, V):
+                A = (Q.transpose(1, 2) @ K / Q.shape[1] ** 0.5).softmax(1)
+                return V @ A.transpose(1, 2)
+            """,
+            {"attention-values"},
+        ),
+        "cosine": (  # lengths count
+            """
+            def cosine_loss(made, wanted):
+                return 1 - (made * wanted).sum(1).mean() / wanted.square().sum(1).mean()
+            """,
+            {"cosine-values"},
+        ),
+    },
+    "ps5": {
+        "pool": (  # the transpose, not the pseudo-inverse
+            """
+            def A(x, s=2):
+                return F.avg_pool2d(x, s)
+
+
+            def A_plus(y, s=2):
+                return y.repeat_interleave(s, 2).repeat_interleave(s, 3) / s**2
+            """,
+            {"pool-laws", "null-law", "step-restores"},
+        ),
+        "step": (  # eta taken for that of DDIM, no fresh noise
+            """
+            def step(x_t, e, xi, y, a_t, a_s, eta=0.85):
+                x0 = ((x_t - (1 - a_t).sqrt() * e) / a_t.sqrt()).clamp(-1, 1)
+                return a_s.sqrt() * null_space(x0, y, A, A_plus) + (1 - a_s).sqrt() * e
+
+
+            def restore(y, steps=4):
+                return torch.zeros(len(y), 3, 64, 64)
+            """,
+            {"step-restores"},
+        ),
+    },
+    "ps6": {
+        "threshold": (  # chosen on the pairs that are reported
+            """
+            def threshold_at(distances, same, far):
+                different = np.sort(distances[~same])
+                return different[int(len(different) * far)]
+
+
+            def report(d_calibration, same_calibration, d_test, same_test, far):
+                accepted = d_test < threshold_at(d_test, same_test, far)
+                return accepted[same_test].mean(), accepted[~same_test].mean()
+            """,
+            {"threshold-honest"},
+        ),
+        "interval": (  # pairs drawn, not people
+            """
+            def interval(hits, who, repeats=1000, seed=0):
+                draws = np.random.default_rng(seed).integers(len(hits), size=(repeats, len(hits)))
+                return tuple(np.quantile(hits[draws].mean(1), [0.025, 0.975]))
+            """,
+            {"interval-people"},
+        ),
+        "bpda": (  # the rounding's own slope, which is none
+            """
+            def straight_through(defence):
+                return lambda images: defence(images) + 0 * images
+            """,
+            {"bpda-breaks"},
+        ),
+        "eot": (  # one draw for all samples
+            """
+            def expected(defence, objective, samples):
+                def behind(images, rows, exact=False):
+                    return objective(defence(images), rows, exact)
+
+                return behind
+            """,
+            {"eot-draws"},
+        ),
+    },
+}
+# a warning and a progress bar are no mistake
+NOISY = """
+import sys
+import warnings
+
+
+def ifgsm_step(x_i, g, x, eps, alpha):
+    warnings.warn("this may take a while")
+    print("50 %", file=sys.stderr)
+    moved = x_i - alpha * g.sign()
+    return torch.minimum(torch.maximum(moved, x - eps), x + eps).clamp(0, 1)
+"""
+
+
+def cells(notebook):
+    return {cell.metadata.nbgrader.grade_id: cell for cell in notebook.cells if "nbgrader" in cell.metadata}
+
+
+def dedent(text):
+    return re.sub(r"(?m)^ {12}", "", text).strip()
+
+
+@pytest.fixture(scope="module", params=assignments.names())
+def graded(request, tmp_path_factory):
+    """A problem set released, and handed in by four: the source, the student version, and the rows of grades."""
+    name, course = request.param, tmp_path_factory.mktemp(request.param)
+    (path,) = assignments.release([name], course)
+    source = nbformat.read(assignments.SOURCE / name / f"{name}.ipynb", 4)
+    reference = {key: cell.source for key, cell in cells(source).items() if cell.metadata.nbgrader.solution}
+    wrong = reference | {key: dedent(text) for key, (text, _) in WRONG[name].items()}
+    if name == "ps1":
+        reference["ifgsm"] = NOISY
+    for student, answers in {"reference": reference, "blank": {}, "wrong": wrong}.items():
+        notebook = nbformat.read(path, 4)
+        for key, text in answers.items():
+            cells(notebook)[key].source = text
+        place = course / "submitted" / student / name / f"{name}.ipynb"
+        place.parent.mkdir(parents=True)
+        nbformat.write(notebook, place)
+    marks = course / "marks.csv"
+    marks.write_text(f"student,assignment,question,marks,comment\nreference,{name},words,2.5,What about JPEG?\n")
+    rows = {row["student"]: row for row in assignments.grade([name], course)}
+    return name, course, source, nbformat.read(path, 4), rows
+
+
+def test_the_reference_gets_all_points_and_a_blank_one_none(graded):
+    name, course, source, _, rows = graded
+    points = {k: c.metadata.nbgrader.points for k, c in cells(source).items() if c.metadata.nbgrader.grade}
+    assert sum(points.values()) >= 12
+    tests = {key: value for key, value in points.items() if key != "words"}
+    assert {key: rows["reference"][key] for key in tests} == tests
+    assert rows["reference"]["words"] == 2.5
+    assert rows["reference"]["points"] == sum(tests.values()) + 2.5
+    assert rows["reference"]["of"] == sum(points.values())
+    assert {key: rows["blank"][key] for key in points} == dict.fromkeys(points, 0)
+    page = course / "feedback" / "reference" / name / f"{name}.html"
+    assert "What about JPEG?" in page.read_text()
+    with open(course / "grades.csv", newline="") as file:
+        table = {row["student"]: row for row in csv.DictReader(file)}
+    assert float(table["reference"]["points"]) == rows["reference"]["points"]
+    assert table["wrong"]["words"] == ""  # nobody has read it yet
+
+
+def test_wrong_answers_pass_what_students_see_and_lose_the_hidden_points(graded):
+    name, _, source, _, rows = graded
+    points = {k: c.metadata.nbgrader.points for k, c in cells(source).items() if c.metadata.nbgrader.grade}
+    lost = set().union(*(tests for _, tests in WRONG[name].values()))
+    assert len(WRONG[name]) >= 2
+    found = {key for key in points if key != "words" and rows["wrong"][key] == 0}
+    assert found == lost
+    assert all("HIDDEN" in cells(source)[key].source for key in lost)
+    # what students see does not give it away
+    assert all(rows["wrong"][key] == points[key] for key in points if key.endswith("-seen"))
+
+
+def test_the_student_version_holds_no_solution_and_no_hidden_test(graded):
+    _, _, source, released, _ = graded
+    text = "\n".join(cell.source for cell in released.cells)
+    public = re.sub(r"(?s)### BEGIN.*?### END", "", "\n".join(cell.source for cell in source.cells))
+    assert not re.search("SOLUTION|HIDDEN|Model answer", text)
+    for key, cell in cells(source).items():
+        kind = cell.metadata.nbgrader
+        if kind.solution and kind.grade:
+            assert "YOUR ANSWER HERE" in cells(released)[key].source
+        elif kind.solution:
+            assert "NotImplementedError" in cells(released)[key].source
+        for secret in re.findall(r"(?s)### BEGIN (?:SOLUTION|HIDDEN TESTS)\n(.*?)### END", cell.source):
+            for line in secret.splitlines():
+                assert len(line.strip()) < 30 or line.strip() in public or line.strip() not in text
+    assert not any(cell.get("outputs") for cell in released.cells)
+    # a test that called nothing of the student's would pay a blank one
+    for key, cell in cells(released).items():
+        assert key == "words" or not cell.metadata.nbgrader.grade or "(" in cell.source, key
+
+
+@pytest.mark.parametrize("graded", ["ps1"], indirect=True)
+def test_a_student_can_check_and_is_told_what_is_missing(graded, capsys):
+    name, course, *_ = graded
+    place = course / "submitted"
+    assert cli.main(["assignments", "check", str(place / "reference" / name / f"{name}.ipynb")]) == 0
+    assert "[OK] ps1.ipynb passes all tests that you can see." in capsys.readouterr().out
+    assert cli.main(["assignments", "check", str(place / "blank" / name / f"{name}.ipynb")]) == 1
+    assert "NotImplementedError" in capsys.readouterr().out
+    assert cli.main(["assignments", "check", str(place / "nobody.ipynb")]) == 1
+    assert "There is no notebook" in capsys.readouterr().err
+
+
+def test_the_command_says_what_is_wrong(tmp_path, capsys):
+    course = str(tmp_path)
+    assert cli.main(["assignments", "release", "ps9", "--course", course]) == 2
+    assert 'no problem set "ps9"' in capsys.readouterr().err
+    assert cli.main(["assignments", "release", "ps1", "--course", course]) == 0
+    assert cli.main(["assignments", "grade", "ps1", "--course", course]) == 2
+    assert "Nobody has handed in ps1" in capsys.readouterr().err
+    (tmp_path / "marks.csv").write_text("student,assignment,question,marks\nanna,ps1,words,three\n")
+    assert cli.main(["assignments", "grade", "--course", course]) == 2
+    assert "marks.csv, line 2" in capsys.readouterr().err
+
+
+def test_what_a_teacher_changed_is_kept(tmp_path):
+    (path,) = assignments.release(["ps2"], tmp_path)
+    source = tmp_path / "source" / "ps2" / "ps2.ipynb"
+    source.write_text(source.read_text().replace("About an hour.", "Two hours."))
+    assignments.release(["ps2"], tmp_path)
+    assert "Two hours." in path.read_text()
