@@ -11,11 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from faceadv import cell as one
-from faceadv import metrics, recognisers, weights
+from faceadv import cluster, metrics, recognisers, weights
 from faceadv.cell import Cell, Settings
 from faceadv.paths import replacing
 
@@ -117,11 +116,8 @@ def place(folder, cell, settings, own=None):
 def run(cells, settings, folder, scheduler="single", workers=None, own=None):
     """Measure the cells that are not finished yet, and return the rows of all, a DataFrame in the order of ``cells``.
 
-    scheduler: "single", this process; "local", a Dask cluster of processes on this machine, ``workers`` of them (one a
-    core by default); or the address of a Dask scheduler, whose workers must have this package and the data. Rows are
-    the same whichever it is, bit for bit if the processes have the same number of threads. A cell whose worker dies is
-    given to another; one that has killed four is given up: ``RuntimeError``, as if the address does not answer. own: as
-    in ``cell.measure``.
+    scheduler, workers: as for ``cluster.compute``, with its errors; rows are the same whichever it is, bit for bit if
+    the processes have the same number of threads. own: as in ``cell.measure``.
     """
     cells = list(dict.fromkeys(cells))
     for cell in cells:
@@ -129,51 +125,11 @@ def run(cells, settings, folder, scheduler="single", workers=None, own=None):
     todo = [cell for cell in cells if _read(place(folder, cell, settings, own)) is None]
     quiet = bool(os.environ.get("FACEADV_QUIET"))
     with tqdm(total=len(cells), initial=len(cells) - len(todo), desc="cells", unit="cell", disable=quiet) as bar:
-        for cell, row in _rows(todo, settings, scheduler, workers, own):
+        for cell, row in cluster.compute(one.measure, todo, scheduler, workers, settings=settings, own=own):
             with replacing(place(folder, cell, settings, own)) as part:
                 part.write_text(json.dumps(row) + "\n", encoding="utf-8")
             bar.update()
     return read(cells, settings, folder, own)
-
-
-def _rows(todo, settings, scheduler, workers, own):
-    """Yield cells with their rows as they are done."""
-    if scheduler == "single" or not todo:
-        for cell in todo:
-            yield cell, one.measure(cell, settings, own)
-        return
-    import distributed  # takes a second
-
-    try:
-        if scheduler == "local":
-            workers = min(workers or os.cpu_count(), len(todo))
-            cluster = distributed.LocalCluster(
-                n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=50, memory_limit=0
-            )
-        else:
-            cluster = None
-        client = distributed.Client(cluster or scheduler, timeout="5s", set_as_default=False)
-    except OSError as e:
-        raise RuntimeError(f'No Dask scheduler answers at "{scheduler}": start one with `dask scheduler`.') from e
-    with cluster or client, client:
-        # each worker has a share of the cores; two that took all of them would be slower than one
-        threads = max(1, torch.get_num_threads() // workers) if cluster else None
-        futures = client.map(_task, todo, settings=settings, own=own, threads=threads, pure=False)
-        whose = {future.key: cell for future, cell in zip(futures, todo)}
-        for future in distributed.as_completed(futures, loop=client.loop):
-            if future.status == "error":
-                error = future.exception()
-                if isinstance(error, distributed.KilledWorker):
-                    raise RuntimeError(f"{whose[future.key]} killed its worker again and again (memory?).") from error
-                raise error
-            yield whose[future.key], future.result()
-
-
-def _task(cell, settings, own, threads):
-    if threads:
-        torch.set_num_threads(threads)
-    os.environ["FACEADV_QUIET"] = "1"
-    return one.measure(cell, settings, own)
 
 
 def read(cells, settings, folder, own=None):

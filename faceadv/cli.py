@@ -48,10 +48,12 @@ def _parser():
         action="append",
         default=[],
         metavar=("NAME", "VALUE"),
-        help="one parameter, for all named",
+        help="one parameter, for all named; several values, with commas, make one run each",
     )
     run.add_argument("--out", default="build", metavar="DIR", help="where executed copies go (build)")
     run.add_argument("--fresh", action="store_true", help="run even what has not changed")
+    run.add_argument("--scheduler", default="single", metavar="ADDRESS", help="for several values: as for bench")
+    run.add_argument("--workers", type=int, metavar="N", help="processes of a local scheduler")
     run.add_argument(
         "--update",
         action="store_true",
@@ -120,7 +122,7 @@ def _parser():
 
 
 def _run(args):
-    from faceadv import run
+    from faceadv import profiles, run
 
     names, overrides = args.names or ["all"], dict(args.p)
     # a polite kill ends like Ctrl-C, so that no kernel is left
@@ -132,6 +134,13 @@ def _run(args):
                     "--update regenerates the notebooks with profile orl as it is: no other profile, no -p."
                 )
             results = run.update(names, out=args.out, fresh=args.fresh)
+        elif (
+            any("," in value for value in overrides.values()) and len(profiles.spread(run.select(names), overrides)) > 1
+        ):
+            _, results = run.sweep(
+                names, args.profile or "orl", overrides, args.out, args.scheduler, args.workers, fresh=args.fresh
+            )
+            print(f"All numbers: {os.path.join(args.out, 'sweep.csv')}")
         else:
             results = run.run(names, args.profile or "orl", overrides, out=args.out, fresh=args.fresh)
     finally:

@@ -64,6 +64,21 @@ def curves(axis, x, series):
     sns.despine(ax=axis)
 
 
+def sweep(table, parameter, names, label=None):
+    """How some numbers of a sweep's table (``run.sweep``) follow one parameter, with their intervals."""
+    figure, axis = plt.subplots(figsize=(6, 3))
+    for i, name in enumerate(names):
+        rows = table[table["name"] == name].astype({parameter: float}).sort_values(parameter)
+        axis.plot(rows[parameter], rows["value"], DASHES[i % 4], marker=MARKERS[i % 6], label=name)
+        axis.fill_between(
+            rows[parameter], rows["low"].astype(float), rows["high"].astype(float), alpha=0.15, linewidth=0
+        )
+    axis.set(xlabel=parameter, ylabel=label or rows["unit"].iloc[0])
+    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    sns.despine(ax=axis)
+    return figure
+
+
 def signed(gradient):
     """A gradient (3, H, W) as a picture: grey is zero, its 99th percentile reaches black or white."""
     scale = torch.quantile(gradient.abs().flatten(), 0.99).clamp_min(1e-12)

@@ -1,6 +1,7 @@
 """Profiles: named sets of notebook parameters, checked before anything runs."""
 
 import ast
+import itertools
 import json
 import re
 
@@ -53,6 +54,20 @@ def parameters(profile, notebook_path, overrides=None):
             text = given is overrides and isinstance(value, str)
             values[name] = _checked(value, *known[name], f"{name} of {stem}", text)
     return values
+
+
+def spread(notebook_paths, overrides):
+    """Every combination of overrides in which a parameter has one value: a list of dicts.
+
+    "1,2,4" or a list means one run for each value, unless the parameter is itself a list.
+    """
+    known = {name: kind for path in notebook_paths for name, (kind, *_) in declared(path).items()}
+    choices = {}
+    for name, value in (overrides or {}).items():
+        if known.get(name) != "list" and isinstance(value, str):
+            value = [part.strip() for part in value.split(",")]
+        choices[name] = value if known.get(name) != "list" and isinstance(value, list) else [value]
+    return [dict(zip(choices, values)) for values in itertools.product(*choices.values())]
 
 
 def declared(notebook_path):

@@ -156,6 +156,20 @@ def table(record, names=None):
     return pd.DataFrame(filled, index=list(shown.values()))
 
 
+def collect(places):
+    """The numbers of several records in one table: a row a number, the varied parameters as its first columns.
+
+    places: pairs of (the parameters of that run, a dict; the record's file).
+    """
+    rows = []
+    for values, place in places:
+        record = read(place)
+        for entry in record["numbers"]:
+            numbers = {key: entry[key] for key in ("name", "value", "low", "high", "n", "unit")}
+            rows.append({**values, "notebook": record["notebook"], **numbers})
+    return pd.DataFrame(rows)
+
+
 def _ours(entry):
     interval = f" [{_shown(entry['low'])}, {_shown(entry['high'])}]" if entry["low"] is not None else ""
     return _shown(entry["value"]) + interval

@@ -21,7 +21,7 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import ensure_event_loop
 from nbclient.exceptions import DeadKernelError
 
-from faceadv import page, profiles, records
+from faceadv import cluster, page, profiles, records
 from faceadv.paths import PROJECT, nearest, replacing
 
 PACKAGE = Path(__file__).parent
@@ -90,6 +90,43 @@ def run(names, profile="orl", overrides=None, out="build", fresh=False, quiet=Fa
             print(f"{label}: {_status(result)}", file=sys.stderr)
     page.write_index(out, profile)
     return results
+
+
+def sweep(names, profile="orl", overrides=None, out="build", scheduler="single", workers=None, **options):
+    """``run`` for every combination of listed values: ``{"eps_255": [1, 2, 4]}`` makes three runs.
+
+    Each has a folder of its own in ``out``, called after its values. Returns ``(table, results)``: all numbers of all
+    records (``records.collect``), also written to OUT/sweep.csv, and the results of all runs. scheduler, workers: as
+    for ``cluster.compute``; its workers need not share a disk, only records come back then. Errors as in ``run``,
+    before anything runs.
+    """
+    out, paths = Path(out).resolve(), select([names] if isinstance(names, str) else names)
+    points = profiles.spread(paths, overrides)
+    for path in paths:
+        for values in points:
+            profiles.parameters(profile, path, values)
+    folders = {"_".join(f"{name}={value}" for name, value in values.items()) or ".": values for values in points}
+    arguments = {"names": [path.stem for path in paths], "profile": profile, "points": folders, "out": str(out)}
+    results, entries = [], []
+    for folder, (found, texts) in cluster.compute(_point, folders, scheduler, workers, **arguments, **options):
+        results += found
+        for stem, text in texts.items():
+            place = records.place(out / folder / "results", profile, stem)
+            if not place.exists():  # a worker's on another machine
+                with replacing(place) as part:
+                    part.write_text(text, encoding="utf-8")
+            entries.append((list(folders).index(folder), folders[folder], place))
+    table = records.collect([(values, place) for _, values, place in sorted(entries, key=lambda entry: entry[0])])
+    with replacing(out / "sweep.csv") as part:
+        table.to_csv(part, index=False)
+    return table, results
+
+
+def _point(folder, names, profile, points, out, **options):
+    """One run of a sweep: its results, and the records as texts."""
+    results = run(names, profile, points[folder], Path(out) / folder, **options)
+    places = {name: records.place(Path(out) / folder / "results", profile, name) for name in names}
+    return results, {name: place.read_text(encoding="utf-8") for name, place in places.items() if place.exists()}
 
 
 def _status(result):

@@ -143,11 +143,11 @@ def numbers(rows):
 def test_a_finished_cell_is_not_computed_twice_and_a_killed_run_goes_on(tmp_path, monkeypatch):
     todo, done, measure = cells("none", "jpeg"), [], cell.measure
 
-    def dying(one, *args):
+    def dying(one, **options):
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(one)
-        return measure(one, *args)
+        return measure(one, **options)
 
     monkeypatch.setattr(cell, "measure", dying)
     with pytest.raises(KeyboardInterrupt):

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from faceadv import cli, page, profiles, run
+from faceadv import cli, page, plots, profiles, run
 
 PARAMETERS = """profile: str = "orl"  # which
 seed: int = 0
@@ -342,3 +342,46 @@ def test_the_kernel_is_this_interpreter_whatever_is_installed(tmp_path):
         spec = manager(kernel_name="python3").kernel_spec
     assert Path(spec.argv[0]) == Path(sys.executable)
     assert peak == [0]
+
+
+RECORDING = """from faceadv import records
+made = [records.number("twice the steps", 2 * steps, low=steps, high=3 * steps, unit="steps")]
+place = records.place(results_dir, profile, "00_a")
+_ = records.write(place, notebook="00_a", profile=profile, seed=seed, numbers=made)
+"""
+
+
+def test_several_values_make_one_run_each_and_one_table(course, tmp_path, capsys):
+    course("00_a", RECORDING)
+    out = tmp_path / "out"
+    given = {"steps": "2, 8,3", "eps": "[1.0, 4.0]", "lr": [0.1, 0.2]}
+    table, results = run.sweep("00", "orl", given, out, quiet=True)
+    assert [result.status for result in results] == ["ran"] * 6
+    assert list(table["steps"]) == ["2", "2", "8", "8", "3", "3"]
+    assert list(table["lr"]) == [0.1, 0.2] * 3
+    assert list(table["value"]) == [4, 4, 16, 16, 6, 6]
+    assert (out / "steps=8_eps=[1.0, 4.0]_lr=0.2" / "orl" / "00_a.ipynb").exists()
+    assert len((out / "sweep.csv").read_text().splitlines()) == 7
+    axis = plots.sweep(table[table["lr"] == 0.1], "steps", ["twice the steps"]).axes[0]
+    assert axis.lines[0].get_xdata().tolist() == [2, 3, 8]
+    assert axis.get_ylabel() == "steps"
+    # what ran already is not run again, and a mistake is found before anything runs
+    _, again = run.sweep("00", "orl", given, out, quiet=True)
+    assert [result.status for result in again] == ["reused"] * 6
+    with pytest.raises(ValueError, match="did you mean steps"):
+        run.sweep("00", "orl", {"setps": "1,2"}, tmp_path / "other")
+    with pytest.raises(ValueError, match="must be of type int"):
+        run.sweep("00", "orl", {"steps": "1,two"}, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    assert cli.main(["run", "00", "-p", "steps", "2,3", "--out", str(tmp_path / "cli")]) == 0
+    assert "sweep.csv" in capsys.readouterr().out
+
+
+def test_a_sweep_on_a_cluster_gives_the_same_table(tmp_path):
+    given = {"steps": "1,2", "pairs_per_kind": 3, "eps_grid_255": [8.0]}
+    alone, _ = run.sweep("01", "smoke", given, tmp_path / "alone", quiet=True)
+    spread, results = run.sweep("01", "smoke", given, tmp_path / "spread", "local", workers=1, quiet=True)
+    assert [result.status for result in results] == ["ran"] * 2
+    assert list(alone["name"]) == list(spread["name"])
+    assert (alone["value"] - spread["value"]).abs().median() < 0.01  # another number of threads flips a few signs
+    assert (tmp_path / "spread" / "sweep.csv").exists()

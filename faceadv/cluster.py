@@ -1,0 +1,51 @@
+"""The same function on many items: in this process, in several, or on several machines, by Dask."""
+
+import os
+
+import torch
+
+
+def compute(function, items, scheduler="single", workers=None, **options):
+    """Yield ``(item, function(item, **options))`` as they are done.
+
+    scheduler: "single", this process; "local", a Dask cluster of processes on this machine, ``workers`` of them (one a
+    core by default); or the address of a Dask scheduler, whose workers must have this package and the data. An item
+    whose worker dies is given to another; one that has killed four is given up: ``RuntimeError``, as if the address
+    does not answer. An error of the function is raised as it is.
+    """
+    items = list(items)
+    if scheduler == "single" or not items:
+        for item in items:
+            yield item, function(item, **options)
+        return
+    import distributed  # takes a second
+
+    try:
+        cluster = None
+        if scheduler == "local":
+            workers = min(workers or os.cpu_count(), len(items))
+            cluster = distributed.LocalCluster(
+                n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=50, memory_limit=0
+            )
+        client = distributed.Client(cluster or scheduler, timeout="5s", set_as_default=False)
+    except OSError as e:
+        raise RuntimeError(f'No Dask scheduler answers at "{scheduler}": start one with `dask scheduler`.') from e
+    with cluster or client, client:
+        # each worker has a share of the cores; two that took all of them would be slower than one
+        threads = max(1, torch.get_num_threads() // workers) if cluster else None
+        futures = client.map(_task, items, function=function, threads=threads, options=options, pure=False)
+        whose = {future.key: item for future, item in zip(futures, items)}
+        for future in distributed.as_completed(futures, loop=client.loop):
+            if future.status == "error":
+                error = future.exception()
+                if isinstance(error, distributed.KilledWorker):
+                    raise RuntimeError(f"{whose[future.key]} killed its worker again and again (memory?).") from error
+                raise error
+            yield whose[future.key], future.result()
+
+
+def _task(item, function, threads, options):
+    if threads:
+        torch.set_num_threads(threads)
+    os.environ["FACEADV_QUIET"] = "1"
+    return function(item, **options)
