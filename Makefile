@@ -1,5 +1,7 @@
 # make course: set up on first use, run all notebooks (profile orl) into build/, write build/index.html
 # make test:   set up on first use, run the whole test suite
+# make site:   render notebooks, records and the package's pages into build/site
+# make test-browser: the site and JupyterLab in a real browser
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -23,11 +25,20 @@ $(VENV)/done: requirements.txt pyproject.toml
 
 # after a change of pyproject.toml's dependencies
 lock:
-	uv pip compile --universal --python-version 3.11 --generate-hashes --override overrides.txt --extra dev \
+	uv pip compile --universal --python-version 3.11 --generate-hashes --override overrides.txt --extra dev --extra site \
 	  pyproject.toml -o requirements.txt
 
 # write the outputs of profile orl back into notebooks/ and results/
 update: $(VENV)/done
 	$(BIN)/faceadv run all --update
 
-.PHONY: course test setup lock update
+site: $(VENV)/done
+	$(BIN)/python docs/build.py
+
+# apart from the other tests, as it needs a browser; installs Debian's if there is none
+test-browser: site
+	command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
+	  { echo "Installing Chromium (apt-get install chromium)"; apt-get update -qq && apt-get install -y -qq chromium; }
+	$(BIN)/python -m pytest browser
+
+.PHONY: course test setup lock update site test-browser

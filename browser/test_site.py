@@ -1,0 +1,175 @@
+"""The site and JupyterLab in a real browser: `make test-browser`, which installs Chromium where there is none."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+from faceadv.paths import PROJECT
+
+SITE = PROJECT / "build" / "site"
+pytestmark = pytest.mark.filterwarnings("ignore")  # of servers and browsers
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A page, from disk and without a network; what went wrong in it is in ``page.problems``."""
+    page = browser.new_page()
+    page.problems = []
+    page.on("console", lambda m: page.problems.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.context.set_offline(True)
+    page.set_default_timeout(60_000)
+    yield page
+    page.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def site():
+    if not (SITE / "index.html").exists():
+        pytest.fail("Build the site first: make site.")
+
+
+def address(name):
+    return (SITE / name).as_uri()
+
+
+PAGES = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html") if "_static" not in path.parts)
+
+
+def ours(problems):
+    """Problems other than a request for the network, which a page from disk does without."""
+    return [problem for problem in problems if "ERR_INTERNET_DISCONNECTED" not in problem]
+
+
+def test_every_page_loads_without_an_error(page):
+    assert len(PAGES) > 40
+    for name in PAGES:
+        page.goto(address(name))
+        assert ours(page.problems) == [], name
+
+
+def test_a_phone_does_not_scroll_sideways(browser):
+    page = browser.new_page(viewport={"width": 375, "height": 740})
+    for name in [n for n in PAGES if "/" not in n or n.startswith("notebooks/")]:
+        page.goto(address(name))
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= 376, f"{name} is {wide} pixels wide"
+    page.close()
+
+
+def test_search_finds_resgn(page):
+    page.goto(address("search.html") + "?q=ResGN")
+    page.wait_for_selector("#search-results li a")
+    assert "03_resgn" in " ".join(
+        link.get_attribute("href") for link in page.query_selector_all("#search-results li a")
+    )
+
+
+def test_equations_are_typeset(page):
+    page.goto(address("notebooks/02_deidentification.html"))
+    page.wait_for_selector("mjx-container mjx-math", state="attached")
+    assert page.locator("mjx-container").count() > 10
+    assert page.locator("mjx-merror").count() == 0
+    assert ours(page.problems) == []
+
+
+def test_the_chart_reacts(page):
+    page.goto(address("explorer.html"))
+    page.wait_for_selector("#chart .plot-container")
+    expect(page.locator("#chart .gtitle")).to_contain_text("static attacks")
+    before = page.locator("#numbers").inner_html()
+    page.select_option("#view", "attack")
+    page.select_option("#attack", "A3GN")
+    expect(page.locator("#chart .gtitle")).to_contain_text("A3GN")
+    assert page.locator("#numbers").inner_html() != before
+    page.select_option("#view", "curve")
+    page.select_option("#defence", "jpeg")
+    expect(page.locator("#chart .gtitle")).to_contain_text("worst case")
+    assert page.locator("#chart .scatterlayer .trace").count() == 2
+    for key in ("profile", "recogniser", "goal", "defence"):
+        for value in page.locator(f"#{key} option").evaluate_all("all => all.map(one => one.value)"):
+            page.select_option(f"#{key}", value)
+    assert ours(page.problems) == []
+
+
+def test_there_is_a_dark_mode(page):
+    page.emulate_media(color_scheme="dark")
+    page.goto(address("index.html"))
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert max(map(int, re.findall(r"\d+", colour)[:3])) < 80
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """JupyterLab on a copy of the notebooks: its address."""
+    root = tmp_path_factory.mktemp("lab")
+    shutil.copytree(PROJECT / "notebooks", root / "notebooks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = [f"--port={port}", "--no-browser", "--allow-root", "--IdentityProvider.token=", f"--notebook-dir={root}"]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "jupyterlab", *options],
+        env=os.environ | {"JUPYTER_PREFER_ENV_PATH": "1", "FACEADV_QUIET": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(120):
+        try:
+            urllib.request.urlopen(f"{url}/api/status")
+            break
+        except OSError:
+            time.sleep(0.5)
+    yield url
+    server.terminate()
+    server.wait()
+
+
+def test_notebook_01_runs_in_jupyterlab_and_its_slider_moves(browser, lab):
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.set_default_timeout(120_000)
+    page.goto(f"{lab}/lab/tree/notebooks/01_attacks.ipynb?reset")
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', state="attached")
+    page.click('.lm-MenuBar-itemLabel:text-is("Run")')
+    page.click('.lm-Menu-itemLabel:text-is("Run All Cells")')
+    box = page.locator(".jupyter-widgets.widget-slider")
+    deadline = time.time() + 500
+    panel = page.locator(".jp-WindowedPanel-outer").first
+    while not box.count() and time.time() < deadline:  # cells out of sight are not in the page
+        end = panel.evaluate("one => { one.scrollBy(0, 600); return one.scrollTop + one.clientHeight }")
+        if end >= panel.evaluate("one => one.scrollHeight") - 5:
+            panel.evaluate("one => one.scrollTo(0, 0)")
+        page.wait_for_timeout(2000)
+    expect(box).to_be_visible()
+    image = page.locator(".jupyter-widgets.widget-image").first
+    before = image.get_attribute("src")
+    box.locator(".noUi-handle").press("ArrowRight")
+    expect(image).not_to_have_attribute("src", before)
+    # to the end: the last cell has run, and none failed
+    while time.time() < deadline:
+        if page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').count():
+            break
+        page.wait_for_timeout(2000)
+    assert page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').count()
+    assert page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
+    page.close()

@@ -1,0 +1,53 @@
+"""Sphinx's settings for the site. `make site` copies what it shows into build/site-source first (docs/build.py)."""
+
+import os
+import re
+
+project = "Adversarial faces"
+author = "the faceadv team"
+copyright = "MIT licence for code and text"
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx-mathjax-offline"]
+exclude_patterns = ["README.md"]
+html_theme = "sphinx_book_theme"
+html_title = project
+html_static_path = ["_static"]
+html_context = {"default_mode": "auto"}
+html_css_files = ["custom.css"]
+html_show_sourcelink = False
+html_copy_source = True
+html_theme_options = {"show_navbar_depth": 1, "use_download_button": True, "home_page_in_toc": True}
+# where the repository lies, for the buttons of Colab and Binder: FACEADV_REPOSITORY=https://github.com/NAME/REPOSITORY
+repository = os.environ.get("FACEADV_REPOSITORY")
+if repository:
+    html_theme_options |= {
+        "repository_url": repository,
+        "repository_branch": "main",
+        "path_to_docs": ".",
+        "use_repository_button": True,
+        "launch_buttons": {
+            "binderhub_url": "https://mybinder.org",
+            "colab_url": "https://colab.research.google.com",
+            "notebook_interface": "jupyterlab",
+        },
+    }
+nb_execution_mode = "off"  # the outputs that are committed, and no network
+nb_merge_streams = True
+myst_enable_extensions = ["dollarmath", "amsmath", "attrs_inline"]
+myst_heading_anchors = 3
+autodoc_member_order = "bysource"
+suppress_warnings = ["mystnb.unknown_mime_type"]  # widgets: their still pictures are shown
+
+
+def plain(app, what, name, obj, options, lines):
+    """Docstrings here are plain text: their lines as they stand, with ``code`` and nothing else of reStructuredText."""
+
+    def escaped(line):
+        parts = re.split(r"(``[^`]+``)", line)
+        return "".join(p if p.startswith("``") else re.sub(r"([\\*|_`])", r"\\\1", p) for p in parts)
+
+    lines[:] = [f"| {escaped(line)}" if line.strip() else "|" for line in lines] + [""]
+
+
+def setup(app):
+    """Sphinx's hook."""
+    app.connect("autodoc-process-docstring", plain)
