@@ -1,5 +1,6 @@
 """The same function on many items: in this process, in several, or on several machines, by Dask."""
 
+import contextlib
 import os
 
 import torch
@@ -18,19 +19,22 @@ def compute(function, items, scheduler="single", workers=None, **options):
         for item in items:
             yield item, function(item, **options)
         return
+    import dask
     import distributed  # takes a second
 
+    cluster, before = None, dict(os.environ)
     try:
-        cluster = None
         if scheduler == "local":
             workers = min(workers or os.cpu_count(), len(items))
-            cluster = distributed.LocalCluster(
-                n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=50, memory_limit=0
-            )
+            # Dask would give workers, and this process, OMP_NUM_THREADS=1
+            with dask.config.set({"distributed.nanny.pre-spawn-environ": {}}):
+                cluster = distributed.LocalCluster(
+                    n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=50, memory_limit=0
+                )
         client = distributed.Client(cluster or scheduler, timeout="5s", set_as_default=False)
     except OSError as e:
         raise RuntimeError(f'No Dask scheduler answers at "{scheduler}": start one with `dask scheduler`.') from e
-    with cluster or client, client:
+    with _environment(before), cluster or client, client:
         # each worker has a share of the cores; two that took all of them would be slower than one
         threads = max(1, torch.get_num_threads() // workers) if cluster else None
         futures = client.map(_task, items, function=function, threads=threads, options=options, pure=False)
@@ -44,8 +48,20 @@ def compute(function, items, scheduler="single", workers=None, **options):
             yield whose[future.key], future.result()
 
 
+@contextlib.contextmanager
+def _environment(before):
+    """Put back what Dask leaves in this process's environment."""
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
 def _task(item, function, threads, options):
     if threads:
         torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # for what it starts, such as a notebook's kernel
     os.environ["FACEADV_QUIET"] = "1"
     return function(item, **options)

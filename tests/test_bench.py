@@ -173,11 +173,12 @@ def dies_once(images, marker):
 
 
 def test_two_workers_give_the_same_rows_though_one_is_killed(tmp_path):
-    marker = str(tmp_path / "killed")
+    marker, before = str(tmp_path / "killed"), dict(os.environ)
     own = {"killer": lambda images, marker=marker: dies_once(images, marker)}
     todo = [*cells("none", "jpeg"), *cells("killer")]
     rows = bench.run(todo, TINY, tmp_path / "local", "local", workers=2, own=own)
     assert os.path.exists(marker)
+    assert dict(os.environ) == before
     threads = torch.get_num_threads()
     cell._made.cache_clear()
     torch.set_num_threads(max(1, threads // 2))  # as many as a worker has: sums of other parts differ in the last bit
@@ -198,9 +199,11 @@ def test_a_cell_that_kills_every_worker_is_given_up_and_the_others_are_kept(tmp_
 
 
 def test_any_scheduler_will_do_and_none_is_a_sentence(tmp_path):
+    import dask
     from distributed import LocalCluster
 
     todo = cells("none")
+    dask.config.set({"distributed.nanny.pre-spawn-environ": {}})  # it would set them for the tests after this one
     with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster:
         rows = bench.run(todo, TINY, tmp_path, cluster.scheduler_address)
     assert len(rows) == 2
