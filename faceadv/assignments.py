@@ -10,12 +10,14 @@ import csv
 import io
 import logging
 import os
+import re
 import shutil
 import sys
 import warnings
 from pathlib import Path
 
-from nbgrader.api import MissingEntry
+import nbformat
+from nbconvert.filters import strip_ansi
 from nbgrader.apps import NbGraderAPI
 from nbgrader.converters import Autograde
 from nbgrader.preprocessors import Execute, NbGraderPreprocessor
@@ -73,9 +75,12 @@ def check(notebook):
         validator.preprocessors = [*validator.preprocessors, DropStderr]
         with contextlib.redirect_stderr(io.StringIO()):
             found = validator.validate(str(notebook))
-    results = [(False, f"a test was changed: {_first_line(cell['source'])}") for cell in found.get("changed", [])]
+    results = [
+        (False, f"a locked cell was changed, undo that and check again: {_first_line(cell['source'])}")
+        for cell in [*found.get("changed", []), *found.get("type_changed", [])]
+    ]
     for cell in found.get("failed", []):
-        results.append((False, f"{_first_line(cell['source'])}: {_last_line(cell.get('error', ''))}"))
+        results.append((False, f"{_first_line(cell['source'])}: {_last_line(strip_ansi(cell['raw_error']))}"))
     return results or [(True, f"{notebook.name} passes all tests that you can see.")]
 
 
@@ -87,8 +92,11 @@ def grade(chosen, course):
     Raises ``ValueError`` for an unknown name, a bad mark, or if nothing was handed in.
     """
     course, rows = Path(course), []
-    marks = _read_marks(course / "marks.csv")
-    for name in _known(chosen, names(course / "source")):
+    if not (course / "source").is_dir():
+        raise ValueError(f"{course} is no course: faceadv assignments release --course {course}, or another --course.")
+    chosen_names = _known(chosen, names(course / "source"))
+    marks = _read_marks(course)
+    for name in chosen_names:
         students = sorted(path.parent.name for path in (course / "submitted").glob(f"*/{name}"))
         if not students:
             if chosen:
@@ -99,13 +107,15 @@ def grade(chosen, course):
             # the points of each test are read off the source
             _must(api.generate_assignment(name), f"{name} cannot be read", log)
             for student in students:
+                log.truncate(log.seek(0))
                 done = api.autograde(name, student)
-                if not done["success"]:
-                    rows.append({"student": student, "assignment": name, "error": _last_line(log.getvalue())})
-                    continue
-                _enter_marks(api, name, student, marks)
-                _must(api.generate_feedback(name, student), f"no feedback for {student}", log)
-                rows.append(_row(api, name, student))
+                if done["success"]:
+                    _enter_marks(api, name, student, marks)
+                    done = api.generate_feedback(name, student)
+                if done["success"]:
+                    rows.append(_row(api, name, student))
+                else:
+                    rows.append({"student": student, "assignment": name, "error": _reason(log.getvalue())})
     if not rows:
         raise ValueError(f"Nobody has handed in anything: {course / 'submitted'} holds no STUDENT/NAME/NAME.ipynb.")
     _write(course / "grades.csv", rows)
@@ -113,52 +123,78 @@ def grade(chosen, course):
 
 
 def _row(api, name, student):
+    course = Path(api.coursedir.root)
+    points = _points(course, name)
+    handed_in = _points(course, name, course / "submitted" / student)
     with api.gradebook as gradebook:
         submission = gradebook.find_submission(name, student)
         row = {"student": student, "assignment": name}
-        for part in submission.notebooks:
-            for one in sorted(part.grades, key=lambda grade: grade.id):
-                # nobody's answer needs no reader
-                score = one.manual_score if one.manual_score is not None else one.auto_score
-                row[one.name] = None if one.needs_manual_grade and one.manual_score is None else score
-        return row | {"points": submission.score, "of": submission.max_score}
+        found = {grade.name: grade for part in submission.notebooks for grade in part.grades}
+        for key in points:
+            one = found.get(key)
+            if (
+                one is None or key not in handed_in
+            ):  # the student deleted the cell; there may be points of an old version
+                row[key] = 0.0
+            elif one.needs_manual_grade:
+                row[key] = None
+            else:  # nobody's answer needs no reader
+                row[key] = one.manual_score if one.manual_score is not None else one.auto_score
+        return row | {"points": sum(row[key] or 0.0 for key in points), "of": float(sum(points.values()))}
 
 
 def _enter_marks(api, name, student, marks):
+    """Put this student's marks into the gradebook, and take out what ``marks.csv`` no longer has."""
+    mine = {mark["question"]: mark for mark in marks if (mark["student"], mark["assignment"]) == (student, name)}
     with api.gradebook as gradebook:
-        for mark in marks:
-            if (mark["student"], mark["assignment"]) != (student, name):
-                continue
-            try:
-                found = gradebook.find_grade(mark["question"], name, name, student)
-            except MissingEntry as e:
-                raise ValueError(f'marks.csv: {name} has no question "{mark["question"]}".') from e
-            if not 0 <= mark["marks"] <= found.max_score:
-                raise ValueError(
-                    f"marks.csv: {student} has {mark['marks']:g} marks for {mark['question']}, of {found.max_score:g}."
-                )
-            found.manual_score, found.needs_manual_grade = mark["marks"], False
-            if mark["comment"]:
-                gradebook.find_comment(mark["question"], name, name, student).manual_comment = mark["comment"]
+        for part in gradebook.find_submission(name, student).notebooks:
+            for found in part.grades:
+                mark = mine.get(found.name)
+                found.manual_score = mark["marks"] if mark else None
+                found.needs_manual_grade = found.auto_score is None and mark is None
+            for comment in part.comments:
+                comment.manual_comment = mine.get(comment.name, {}).get("comment") or None
         gradebook.db.commit()
 
 
-def _read_marks(path):
-    if not path.exists():
+def _points(course, name, folder=None):
+    """The points of each test and question of a problem set, in their order; of its source, or of one in ``folder``."""
+    notebook = nbformat.read((folder or course / "source") / name / f"{name}.ipynb", as_version=4)
+    found = [cell.metadata.get("nbgrader", {}) for cell in notebook.cells]
+    return {entry["grade_id"]: entry["points"] for entry in found if entry.get("grade")}
+
+
+def _read_marks(course):
+    """The rows of ``marks.csv``, if there is one; all are checked. Raises ``ValueError``."""
+    if not (course / "marks.csv").exists():
         return []
-    with open(path, newline="", encoding="utf-8-sig") as file:
+    with open(course / "marks.csv", newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     for number, row in enumerate(rows, 2):
+        where = f"marks.csv, line {number}"
         try:
             row["marks"] = float(row["marks"])
             row["comment"] = row.get("comment") or ""
-            _ = [row[key] for key in MARKS]
+            student, name, question, marks = (row[key] for key in MARKS[:4])
         except (KeyError, TypeError, ValueError) as e:
-            raise ValueError(f"marks.csv, line {number}: it must have {', '.join(MARKS)}, marks a number.") from e
+            raise ValueError(f"{where}: it must have {', '.join(MARKS)}, marks a number.") from e
+        if not (course / "submitted" / student / name).is_dir():
+            raise ValueError(f"{where}: nobody called {student!r} has handed in {name!r}.")
+        points = _points(course, name)
+        if question not in points:
+            raise ValueError(f'{where}: {name} has no question "{question}"{nearest(question, points)}.')
+        if not 0 <= marks <= points[question]:
+            raise ValueError(f"{where}: {marks:g} marks for {question}, of {points[question]:g}.")
     return rows
 
 
 def _write(path, rows):
+    """Write the rows as CSV; rows of other students and problem sets that the file has are kept."""
+    if path.exists():
+        with open(path, newline="", encoding="utf-8") as file:
+            new = {(row["student"], row["assignment"]) for row in rows}
+            old = [row for row in csv.DictReader(file) if (row["student"], row["assignment"]) not in new]
+        rows = sorted([*old, *rows], key=lambda row: (row["assignment"], row["student"]))
     columns = list(dict.fromkeys(key for row in rows for key in row if key not in ("points", "of", "error")))
     columns += [key for key in ("points", "of", "error") if any(key in row for row in rows)]
     with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
@@ -207,10 +243,9 @@ def _nbgrader(course):
     before = logger.handlers, logger.propagate
     with _environment(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its own, of its database
-        api = NbGraderAPI(config=_config(course))
         logger.handlers, logger.propagate = [logging.StreamHandler(log)], False
         try:
-            yield api, log
+            yield NbGraderAPI(config=_config(course)), log
         finally:
             logger.handlers, logger.propagate = before
 
@@ -219,6 +254,13 @@ def _must(result, what, log):
     if not result["success"]:
         detail = _last_line(result.get("error") or log.getvalue())
         raise RuntimeError(f"{what}: {detail}")
+
+
+def _reason(log):
+    """The last line of a log that names an exception, or its last line."""
+    lines = [line.strip() for line in log.splitlines()]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Timeout)\b.*:", line)]
+    return named[-1] if named else _last_line(log)
 
 
 def _first_line(text):

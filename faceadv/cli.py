@@ -140,7 +140,9 @@ def _run(args):
             _, results = run.sweep(
                 names, args.profile or "orl", overrides, args.out, args.scheduler, args.workers, fresh=args.fresh
             )
-            print(f"All numbers: {os.path.join(args.out, 'sweep.csv')}")
+            print(run.summary(results))
+            print(f"All numbers are in {os.path.join(args.out, 'sweep.csv')}, each run in a folder beside it.")
+            return int(any(result.status == "failed" for result in results))
         else:
             results = run.run(names, args.profile or "orl", overrides, out=args.out, fresh=args.fresh)
     finally:

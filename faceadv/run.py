@@ -112,9 +112,8 @@ def sweep(names, profile="orl", overrides=None, out="build", scheduler="single",
         results += found
         for stem, text in texts.items():
             place = records.place(out / folder / "results", profile, stem)
-            if not place.exists():  # a worker's on another machine
-                with replacing(place) as part:
-                    part.write_text(text, encoding="utf-8")
+            with replacing(place) as part:  # a worker's may be on another machine
+                part.write_text(text, encoding="utf-8")
             entries.append((list(folders).index(folder), folders[folder], place))
     table = records.collect([(values, place) for _, values, place in sorted(entries, key=lambda entry: entry[0])])
     with replacing(out / "sweep.csv") as part:
@@ -125,7 +124,8 @@ def sweep(names, profile="orl", overrides=None, out="build", scheduler="single",
 def _point(folder, names, profile, points, out, **options):
     """One run of a sweep: its results, and the records as texts."""
     results = run(names, profile, points[folder], Path(out) / folder, **options)
-    places = {name: records.place(Path(out) / folder / "results", profile, name) for name in names}
+    fine = [result.name for result in results if result.status != "failed"]
+    places = {name: records.place(Path(out) / folder / "results", profile, name) for name in fine}
     return results, {name: place.read_text(encoding="utf-8") for name, place in places.items() if place.exists()}
 
 
