@@ -43,7 +43,7 @@ DEFENCES = (
 )
 # What an attacker who knows the defence tries: the gradient through it (of one draw, or of several: EOT), BPDA where it
 # has none or a poor one, and for diffusion what it measures, alone, and a shortened surrogate with EOT. The full
-# gradient through all steps of a diffusion is left out: it needs some hundred times the memory of one step.
+# gradient through all steps of a diffusion is left out for its cost.
 WAYS = {
     "none": (),
     "jpeg": ("bpda",),
@@ -102,13 +102,16 @@ def measure(cell, settings, own=None):
     images -> images that are not built in. Raises ``ValueError`` for a name that is neither.
     """
     check(cell, own)
-    pair = _pairs(settings, cell.goal, cell.defence in DIFFUSION)
+    slow = cell.defence in DIFFUSION
+    pair = _pairs(settings, cell.goal, slow)
     judge, threshold = _recogniser(cell.recogniser, settings)
     attacked, attack_seconds = _attacked(cell, settings, own)
     started = time.perf_counter()
     clean = _purified(attacked, _defence(cell.defence, settings, own))
     defence_seconds = time.perf_counter() - started
-    distances = judge.distance(recognisers.embed_all(judge, clean), recognisers.embed_all(judge, pair.enrolled))
+    distances = judge.distance(
+        recognisers.embed_all(judge, clean), _enrolled(cell.recogniser, settings, cell.goal, slow)
+    )
     accepted = distances < threshold
     return dataclasses.asdict(cell) | {
         "right": (accepted if cell.goal == "dodging" else ~accepted).int().tolist(),
@@ -199,6 +202,12 @@ def _recogniser(name, settings):
     return recogniser, verification.threshold_at_far(distances, settings.far)
 
 
+@functools.lru_cache(maxsize=8)
+def _enrolled(name, settings, goal, slow):
+    """Embeddings of the enrolled photos, which no cell changes."""
+    return recognisers.embed_all(_recogniser(name, settings)[0], _pairs(settings, goal, slow).enrolled)
+
+
 # -- the attacks --
 
 
@@ -260,7 +269,7 @@ def _attacked(cell, settings, own):
 def _make(defence, slow, attack, source, goal, way, eps_255, settings, made=None, mine=None):
     pair, (recogniser, threshold) = _pairs(settings, goal, slow), _recogniser(source, settings)
     want = objectives.dodging if goal == "dodging" else objectives.impersonation
-    objective = want(recogniser, recognisers.embed_all(recogniser, pair.enrolled), threshold)
+    objective = want(recogniser, _enrolled(source, settings, goal, slow), threshold)
     steps = settings.steps if way == "static" else settings.slow_steps if slow else settings.adaptive_steps
     eps, seed = eps_255 / 255, settings.seeds[0]
     knobs = SimpleNamespace(eps=eps, steps=steps, seed=seed, targets=pair.targets)
