@@ -112,7 +112,7 @@ def cards():
 
 def record_pages():
     """A page for each record, and the benchmark's lines as the chart's data."""
-    names, lines = [], []
+    names, lines, costs = [], [], {}
     for path in sorted((PROJECT / "results").rglob("*.json")):
         record = records.read(path)
         name = "_".join(path.relative_to(PROJECT / "results").with_suffix("").parts)
@@ -125,8 +125,11 @@ def record_pages():
         if record["notebook"] == bench.NOTEBOOK:
             table = bench.lines(record).assign(profile=record["profile"], main_eps=record["data"]["eps of 255"])
             lines += table.to_dict("records")
+            costs[record["profile"]] = run["timings"]["ms an image"]["defences"]
     write("results/index.md", "# Result records\n\nEvery number, as measured.\n\n" + toctree(names, hidden=False))
-    write("_static/records.js", f"const RECORDS = {json.dumps(lines, ensure_ascii=False)};\n")
+    data = {"RECORDS": lines, "COSTS": costs}
+    script = "".join(f"const {name} = {json.dumps(value, ensure_ascii=False)};\n" for name, value in data.items())
+    write("_static/records.js", script)
 
 
 def modules():

@@ -14,6 +14,7 @@ import re
 import shutil
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import nbformat
@@ -67,6 +68,9 @@ def check(notebook):
     notebook = Path(notebook)
     if not notebook.is_file():
         raise FileNotFoundError(f"There is no notebook {notebook}.")
+    twice = _copied(notebook)
+    if twice:
+        return [(False, f'the cell "{key}" is there twice: delete the copy and check again') for key in twice]
     with _environment():
         config = _config(notebook.parent)
         validator = Validator(config=config)
@@ -115,11 +119,23 @@ def grade(chosen, course):
                 if done["success"]:
                     rows.append(_row(api, name, student))
                 else:
+                    # a page of an older version would say what is no longer so
+                    shutil.rmtree(course / "feedback" / student / name, ignore_errors=True)
                     rows.append({"student": student, "assignment": name, "error": _reason(log.getvalue())})
     if not rows:
         raise ValueError(f"Nobody has handed in anything: {course / 'submitted'} holds no STUDENT/NAME/NAME.ipynb.")
     _write(course / "grades.csv", rows)
     return rows
+
+
+def _copied(notebook):
+    """The names of nbgrader's cells that a notebook has more than once. Raises ``ValueError`` if it cannot be read."""
+    try:
+        found = nbformat.read(notebook, as_version=4).cells
+    except (ValueError, nbformat.reader.NotJSONError) as e:
+        raise ValueError(f"{notebook} is no notebook, or was cut off: take a fresh copy.") from e
+    counts = Counter(cell.metadata["nbgrader"].get("grade_id") for cell in found if "nbgrader" in cell.metadata)
+    return [key for key, count in counts.items() if count > 1]
 
 
 def _row(api, name, student):
@@ -132,9 +148,8 @@ def _row(api, name, student):
         found = {grade.name: grade for part in submission.notebooks for grade in part.grades}
         for key in points:
             one = found.get(key)
-            if (
-                one is None or key not in handed_in
-            ):  # the student deleted the cell; there may be points of an old version
+            # of a cell that the student deleted there may be points of an old version
+            if one is None or key not in handed_in:
                 row[key] = 0.0
             elif one.needs_manual_grade:
                 row[key] = None

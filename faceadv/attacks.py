@@ -124,7 +124,7 @@ def mifgsm(images, objective, *, eps, alpha=None, steps=10, mu=1.0, keep_best=Fa
 
 
 def _clip(x, original, eps):
-    return torch.minimum(torch.maximum(x, original - eps), original + eps).clamp(0, 1)
+    return x.clamp((original - eps).clamp_(min=0), (original + eps).clamp_(max=1))  # both clippings in one pass
 
 
 def _norm(x):
@@ -183,11 +183,12 @@ def _gradient(objective, x, rows):
         x = x.detach().requires_grad_(True)
         loss, reached = objective(x, rows)
         (g,) = torch.autograd.grad(loss.sum(), x)
-    bad = ~g.isfinite().flatten(1).all(1)
-    if bad.any():
-        raise RuntimeError(
-            f"The gradient of {int(bad.sum())} of {len(x)} images is not finite: the loss has no slope there."
-        )
+    if not g.sum().isfinite():  # a third of the time of looking at each
+        bad = ~g.isfinite().flatten(1).all(1)
+        if bad.any():
+            raise RuntimeError(
+                f"The gradient of {int(bad.sum())} of {len(x)} images is not finite: the loss has no slope there."
+            )
     return g, loss.detach(), reached
 
 

@@ -44,10 +44,10 @@ def settings(values):
 def plan(values, judges):
     """The cells of notebook 07 by what they are for: {part: list of Cells}.
 
-    values: the notebook's parameters; judges: names of recognisers, the first of which gets the costly parts.
+    values: the notebook's parameters; judges: names of recognisers, the first of which alone has curves and signs.
 
     static      attacks × defences × recognisers × goals
-    adaptive    per defence, PGD in every way that knows it; those of diffusion on the first recogniser alone
+    adaptive    per defence, PGD in every way that knows it
     curve       the same ways and the static one at other eps, dodging the first recogniser
     transfer    attacks made with one recogniser and judged by another, without a defence
     signs       of masked gradients: random noise, one step, no bound, transfer, per defence
@@ -68,7 +68,6 @@ def plan(values, judges):
             if judge in values["adaptive_recognisers"]
             for goal in one.GOALS
             for defence in defences
-            if defence not in one.DIFFUSION or judge == first  # they take minutes
             for way in ways(defence)
         ],
         "curve": [

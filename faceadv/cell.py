@@ -10,9 +10,12 @@ import dataclasses
 import functools
 import hashlib
 import inspect
+import io
 import time
+from collections import ChainMap
 from pathlib import Path
-from types import SimpleNamespace
+from types import CodeType, SimpleNamespace
+from typing import ClassVar
 
 import cloudpickle
 import numpy as np
@@ -55,7 +58,7 @@ WAYS = {
     "resgn": ("gradient",),
     "puface": ("gradient",),
 } | dict.fromkeys(DIFFUSION, ("measured", "surrogate", "bpda"))
-RANDOM = ("randomization", *DIFFUSION)  # the lowest loss of these may be a lucky draw, so the last iterate is taken
+RANDOM = ("randomization", *DIFFUSION)  # the lowest loss through these may be a lucky draw: the last iterate is taken
 OTHER_DRAWS = 10_000  # added to the seed of a defence for the attacker, who does not know the draws that are judged
 BATCH = 32
 
@@ -78,7 +81,7 @@ class Settings:
     """What all cells of a benchmark share.
 
     pair_count is for each seed and goal. The slow defences, those of diffusion, have settings of their own; their
-    pairs are the first of the others' pairs. steps: of iterative attacks, adaptive_steps: of those through a defence.
+    pairs are the first of the others' pairs. steps: of iterative attacks, slow_steps: of those through a diffusion.
     """
 
     faces_name: str = "orl"
@@ -87,7 +90,6 @@ class Settings:
     pair_count: int = 10
     slow_pair_count: int = 4
     steps: int = 10
-    adaptive_steps: int = 10
     slow_steps: int = 5
     sampling_steps: int = 10
     surrogate_steps: int = 2
@@ -106,8 +108,9 @@ def measure(cell, settings, own=None):
     pair = _pairs(settings, cell.goal, slow)
     judge, threshold = _recogniser(cell.recogniser, settings)
     attacked, attack_seconds = _attacked(cell, settings, own)
+    defence = _defence(cell.defence, settings, own)
     started = time.perf_counter()
-    clean = _purified(attacked, _defence(cell.defence, settings, own))
+    clean = _purified(attacked, defence)
     defence_seconds = time.perf_counter() - started
     distances = judge.distance(
         recognisers.embed_all(judge, clean), _enrolled(cell.recogniser, settings, cell.goal, slow)
@@ -270,16 +273,18 @@ def _make(defence, slow, attack, source, goal, way, eps_255, settings, made=None
     pair, (recogniser, threshold) = _pairs(settings, goal, slow), _recogniser(source, settings)
     want = objectives.dodging if goal == "dodging" else objectives.impersonation
     objective = want(recogniser, _enrolled(source, settings, goal, slow), threshold)
-    steps = settings.steps if way == "static" else settings.slow_steps if slow else settings.adaptive_steps
+    through = slow and way in ("bpda", "surrogate")  # these run the diffusion in every step
+    steps = settings.slow_steps if through else settings.steps
     eps, seed = eps_255 / 255, settings.seeds[0]
     knobs = SimpleNamespace(eps=eps, steps=steps, seed=seed, targets=pair.targets)
-    keep_best = way != "static" and defence not in RANDOM
-    knobs.iterated = {"eps": eps, "steps": steps, "keep_best": keep_best, "batch": BATCH}
+    lucky = defence in RANDOM and way not in ("static", "measured")
+    knobs.iterated = {"eps": eps, "steps": steps, "keep_best": not lucky, "batch": BATCH}
     if way != "static":
         own = None if mine is None else {defence: mine}
         objective = _behind(way, _defence(defence, settings, own, OTHER_DRAWS), objective, settings)
     started = time.perf_counter()
-    x = made(pair.presented, objective) if made else ATTACKS[attack](pair.presented, objective, knobs)
+    # a copy, for what works in place
+    x = made(pair.presented.clone(), objective) if made else ATTACKS[attack](pair.presented, objective, knobs)
     return quantise(x.detach()), time.perf_counter() - started
 
 
@@ -326,7 +331,7 @@ _prior = functools.cache(ddnm.load_prior)
 def _purified(images, defence):
     if defence is None:
         return images
-    return torch.cat([defence(part).float().clamp(0, 1) for part in images.split(2 * BATCH)])
+    return torch.cat([defence(part.clone()).float().clamp(0, 1) for part in images.split(2 * BATCH)])
 
 
 # -- what a row depends on --
@@ -337,16 +342,30 @@ def _code():
     """A hash of the sources and weights that decide what is measured."""
     here = Path(__file__).parent
     names = ("cell", "a3gn", "adaptive", "attacks", "classic", "ddnm", "dlib_net", "images", "mobile", "objectives")
-    names += ("pairs", "puface", "purifiers", "recognisers", "resgn", "verification", "align")
+    names += ("pairs", "puface", "purifiers", "recognisers", "resgn", "verification", "align", "faces", "lfw_people")
+    names += ("metrics", "weights")
     parts = [(here / f"{name}.py").read_bytes() for name in names]
     return hashlib.sha256(b"".join([*parts, (SHIPPED / "SHA256SUMS").read_bytes()])).hexdigest()
 
 
 def version(cell, settings, own=None):
-    """A hash of all that a row depends on: the cell, the settings, the code, the weights, own callables."""
+    """A hash of all that a row depends on: cell, settings, code, weights, photos, precision, own callables."""
     mine = [own[name] for name in (cell.attack, cell.defence) if own and name in own]
-    parts = [repr(cell), repr(settings), _code(), *(_fingerprint(function) for function in mine)]
+    parts = [repr(cell), repr(settings), _code(), _photos(settings.faces_name), str(recognisers.has_bfloat16("cpu"))]
+    parts += [_fingerprint(function) for function in mine]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+_photos = functools.cache(faces.fingerprint)
+
+
+class _Pickler(cloudpickle.Pickler):
+    """Leaves out of functions where they were written, which is another place in every kernel."""
+
+    dispatch_table: ClassVar = ChainMap(
+        {CodeType: lambda code: (tuple, ((code.co_code, code.co_consts, code.co_names, code.co_freevars),))},
+        cloudpickle.Pickler.dispatch_table,
+    )
 
 
 def _fingerprint(function):
@@ -355,4 +374,6 @@ def _fingerprint(function):
         source = inspect.getsource(function if inspect.isroutine(function) else type(function))
     except (OSError, TypeError):
         source = ""
-    return hashlib.sha256(cloudpickle.dumps(function) + source.encode()).hexdigest()
+    pickled = io.BytesIO()
+    _Pickler(pickled).dump(function)
+    return hashlib.sha256(pickled.getvalue() + source.encode()).hexdigest()

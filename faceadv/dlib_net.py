@@ -131,10 +131,9 @@ class DlibResNet(nn.Module):
 
     def maps(self, images):
         """Maps (N, 256, h, w) of the last residual block, of images (N, 3, H, W) in [0, 1]."""
-        # channels last from the start and ReLU in place (no gradient needs its input): a tenth less time
-        x = images.contiguous(memory_format=torch.channels_last)
-        x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", align_corners=False)
-        x = (x - self.mean) * (255 / 256)
+        x = F.interpolate(images, (SIDE, SIDE), mode="bilinear", align_corners=False)
+        # channels last from here on, and ReLU in place (no gradient needs its input): a tenth less time
+        x = ((x - self.mean) * (255 / 256)).contiguous(memory_format=torch.channels_last)
         x = F.max_pool2d(self.convs[0](x).relu_(), 3, 2)
         i = 1
         for _, blocks, halves in STAGES:

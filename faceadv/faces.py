@@ -138,6 +138,11 @@ def _natural(text):
     return (int(number) if number else 0, person, int(stem) if stem.isdigit() else 0, file)
 
 
+def fingerprint(name, root=None):
+    """A hash of a set, for keys of caches, without opening its photos. Arguments as for ``load``; errors of finding."""
+    return _key(name, *find_photos(name, root))
+
+
 def _key(name, folder, photos):
     """Changes whenever the same photos could give other chips. A published set is known by names and sizes alone."""
     what = {

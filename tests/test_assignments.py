@@ -119,8 +119,7 @@ WRONG = {
                 return a_s.sqrt() * null_space(x0, y, A, A_plus) + (1 - a_s).sqrt() * e
 
 
-            def restore(y, steps=4):
-                return torch.zeros(len(y), 3, 64, 64)
+            {restore}
             """,
             {"step-restores"},
         ),
@@ -190,17 +189,18 @@ def dedent(text):
 
 @pytest.fixture(scope="module", params=assignments.names())
 def graded(request, tmp_path_factory):
-    """A problem set released, and handed in by four: the source, the student version, and the rows of grades."""
+    """A problem set released, and handed in by several: the source, the student version, and the rows of grades."""
     name, course = request.param, tmp_path_factory.mktemp(request.param)
     (path,) = assignments.release([name], course)
     source = nbformat.read(assignments.SOURCE / name / f"{name}.ipynb", 4)
     reference = {key: cell.source for key, cell in cells(source).items() if cell.metadata.nbgrader.solution}
-    wrong = reference | {key: dedent(text) for key, (text, _) in WRONG[name].items()}
+    given = reference.get("step", "").partition("\n\n\n")[2]  # what the text gives after the student's part
+    wrong = {key: reference | {key: dedent(text).replace("{restore}", given)} for key, (text, _) in WRONG[name].items()}
     if name == "ps1":
         reference["ifgsm"] = NOISY
-    for student, answers in {"reference": reference, "blank": {}, "wrong": wrong}.items():
+    for student, answers in {"reference": reference, "blank": {}, "deleted": {}, **wrong}.items():
         notebook = nbformat.read(path, 4)
-        if student == "blank":  # a deleted test is no passed one
+        if student == "deleted":  # a deleted test is no passed one
             notebook.cells = [cell for cell in notebook.cells if "-seen" not in cell.metadata.nbgrader.grade_id]
         for key, text in answers.items():
             cells(notebook)[key].source = text
@@ -222,25 +222,26 @@ def test_the_reference_gets_all_points_and_a_blank_one_none(graded):
     assert rows["reference"]["words"] == 2.5
     assert rows["reference"]["points"] == sum(tests.values()) + 2.5
     assert rows["reference"]["of"] == sum(points.values())
-    assert {key: rows["blank"][key] for key in points} == dict.fromkeys(points, 0)
+    for student in ("blank", "deleted"):
+        assert {key: rows[student][key] for key in points} == dict.fromkeys(points, 0)
     page = course / "feedback" / "reference" / name / f"{name}.html"
     assert "What about JPEG?" in page.read_text()
     with open(course / "grades.csv", newline="") as file:
         table = {row["student"]: row for row in csv.DictReader(file)}
     assert float(table["reference"]["points"]) == rows["reference"]["points"]
-    assert table["wrong"]["words"] == ""  # nobody has read it yet
+    assert table[next(iter(WRONG[name]))]["words"] == ""  # nobody has read it yet
 
 
 def test_wrong_answers_pass_what_students_see_and_lose_the_hidden_points(graded):
     name, _, source, _, rows = graded
     points = {k: c.metadata.nbgrader.points for k, c in cells(source).items() if c.metadata.nbgrader.grade}
-    lost = set().union(*(tests for _, tests in WRONG[name].values()))
     assert len(WRONG[name]) >= 2
-    found = {key for key in points if key != "words" and rows["wrong"][key] == 0}
-    assert found == lost
-    assert all("HIDDEN" in cells(source)[key].source for key in lost)
-    # what students see does not give it away
-    assert all(rows["wrong"][key] == points[key] for key in points if key.endswith("-seen"))
+    for student, (_, lost) in WRONG[name].items():
+        found = {key for key in points if key != "words" and rows[student][key] == 0}
+        assert found == lost, student
+        assert all("HIDDEN" in cells(source)[key].source for key in lost)
+        # what students see does not give it away
+        assert all(rows[student][key] == points[key] for key in points if key.endswith("-seen"))
 
 
 def test_the_student_version_holds_no_solution_and_no_hidden_test(graded):
@@ -282,6 +283,14 @@ def test_a_student_can_check_and_is_told_what_is_missing(graded, capsys):
     nbformat.write(changed, place / "changed.ipynb")
     assert cli.main(["assignments", "check", str(place / "changed.ipynb")]) == 1
     assert "a locked cell was changed" in capsys.readouterr().out
+    copied = nbformat.read(course / "release" / name / f"{name}.ipynb", 4)
+    copied.cells.append(cells(copied)["ifgsm"])
+    nbformat.write(copied, place / "copied.ipynb")
+    assert cli.main(["assignments", "check", str(place / "copied.ipynb")]) == 1
+    assert 'the cell "ifgsm" is there twice' in capsys.readouterr().out
+    (place / "cut.ipynb").write_text("{cut off")
+    assert cli.main(["assignments", "check", str(place / "cut.ipynb")]) == 2
+    assert "is no notebook, or was cut off" in capsys.readouterr().err
     assert cli.main(["assignments", "check", str(place / "nobody.ipynb")]) == 1
     assert "There is no notebook" in capsys.readouterr().err
 
@@ -307,7 +316,11 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys):
         assert words in capsys.readouterr().err
     (tmp_path / "marks.csv").unlink()
     (tmp_path / "grades.csv").write_text("student,assignment,points,of\nben,ps0,3,4\n")
+    page = tmp_path / "feedback" / "anna" / "ps1" / "ps1.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("of an older version")
     assert cli.main(["assignments", "grade", "ps1", "--course", course]) == 1
+    assert not page.exists()
     assert "anna ps1: " in capsys.readouterr().out
     assert "traceback" not in (tmp_path / "grades.csv").read_text()
     assert "ben,ps0" in (tmp_path / "grades.csv").read_text()

@@ -12,7 +12,7 @@ import torch
 from faceadv import bench, cell, cli, profiles, recognisers, records
 from faceadv.cell import Cell, Settings
 
-SMALL = Settings(pair_count=4, slow_pair_count=2, steps=6, adaptive_steps=8, slow_steps=2, sampling_steps=2)
+SMALL = Settings(pair_count=4, slow_pair_count=2, steps=8, slow_steps=2, sampling_steps=2)
 TINY = replace(SMALL, pair_count=2, slow_pair_count=1, seeds=(0,), steps=2)
 
 
@@ -120,13 +120,30 @@ def test_a_row_depends_on_settings_weights_and_own_code(monkeypatch):
     place = Cell("PGD", "mine", "dlib", "dodging")
     by_factor = {k: cell.version(place, TINY, {"mine": lambda x, k=k: x * k}) for k in (0.5, 0.9)}
     assert by_factor[0.5] != by_factor[0.9]
+    text = "mine = lambda x: (lambda y: y * 0.5)(x)"  # of a notebook, in two kernels
+    kernels = [{"__name__": "__main__"} for _ in range(2)]
+    for number, kernel in enumerate(kernels):
+        exec(compile(text, f"/tmp/ipykernel_{number}/1.py", "exec"), kernel)
+    assert len({cell.version(place, TINY, kernel) for kernel in kernels}) == 1
     known = Cell("PGD", "jpeg", "dlib", "dodging")
     assert cell.version(known, TINY) == cell.version(known, replace(TINY))
     assert cell.version(known, TINY) != cell.version(known, replace(TINY, far=0.01))
     assert cell.version(known, TINY) != cell.version(replace(known, eps_255=1.0), TINY)
     before = cell.version(known, TINY)
-    monkeypatch.setattr(cell, "_code", lambda: "other weights")
+    with monkeypatch.context() as changed:
+        changed.setattr(cell, "_code", lambda: "other weights")
+        assert cell.version(known, TINY) != before
+    monkeypatch.setattr(cell, "_photos", lambda name: "other photos")
     assert cell.version(known, TINY) != before
+
+
+def test_what_works_in_place_spoils_no_other_cell():
+    plain = Cell("PGD", "none", "dlib", "dodging")
+    before = cell.measure(plain, TINY)["distance"]
+    own = {"dark": lambda x: x.mul_(0.1), "darker": lambda x, objective: x.mul_(0.1)}
+    cell.measure(replace(plain, defence="dark"), TINY, own)
+    cell.measure(replace(plain, attack="darker"), TINY, own)
+    assert cell.measure(plain, TINY)["distance"] == before
 
 
 # -- many cells --

@@ -20,10 +20,12 @@ def peers():
 @pytest.mark.filterwarnings("ignore")  # the peers'
 def test_all_take_part_and_are_right_about_the_same_thing(peers, tmp_path):
     path = tmp_path / "peers.json"
-    record = peers.measure(chips=4, steps=3, repeats=2, restored=1, sampling_steps=2, path=path)
+    options = {"chips": 4, "steps": 3, "repeats": 2, "restored": 1, "sampling_steps": 2, "networks": ["dlib"]}
+    record = peers.measure(path=path, **options)
     names = {entry["name"] for entry in record["numbers"]}
     for library in ("torchattacks", "foolbox", "ART"):
-        assert {f"PGD: {library}", f"PGD: {library} / faceadv", f"PGD: {library} / faceadv, float32"} <= names
+        name = f"PGD on dlib: {library}"
+        assert {name, f"{name} / faceadv", f"{name} / faceadv, float32"} <= names
     assert all(entry["value"] > 0 for entry in records.read(path)["numbers"])
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{peers.MARKS[0]}old\n{peers.MARKS[1]}after\n")
@@ -32,9 +34,19 @@ def test_all_take_part_and_are_right_about_the_same_thing(peers, tmp_path):
     assert readme.read_text() == f"before\n{peers.MARKS[0]}{peers.table(record)}{peers.MARKS[1]}after\n"
 
 
+def test_facenets_architecture_takes_part_without_its_weights(peers, monkeypatch):
+    def absent(name):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(peers.recognisers, "load", absent)
+    model, x, labels = peers.classifier_and_chips("facenet-vggface2", 2)
+    assert model(x).shape == (2, 40)
+    assert labels.tolist() == model(x).argmax(1).tolist()
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_the_peers_attack_is_ours(peers):
-    model, x, labels = peers.classifier_and_chips(4)
+    model, x, labels = peers.classifier_and_chips("dlib", 4)
     made = {name: run() for name, run in peers.contestants(model, x, labels, 8 / 255, 2 / 255, 3).items()}
     for name in ("torchattacks", "foolbox", "ART"):
         # a slope of nearly 0 has either sign
