@@ -38,7 +38,8 @@ site: $(VENV)/done
 # apart from the other tests, as it needs a browser; installs Debian's if there is none
 test-browser: site
 	command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
-	  { echo "Installing Chromium (apt-get install chromium)"; apt-get update -qq && apt-get install -y -qq chromium; }
+	  { echo "Installing Chromium (apt-get install chromium)"; apt-get update -qq && apt-get install -y -qq chromium; } || \
+	  { echo "Chromium or Chrome must be installed, and on the PATH."; exit 1; }
 	$(BIN)/python -m pytest browser
 
 .PHONY: course test setup lock update site test-browser

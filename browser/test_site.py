@@ -103,7 +103,7 @@ def test_the_chart_reacts(page):
     assert page.locator("#numbers").inner_html() != before
     page.select_option("#view", "curve")
     page.select_option("#defence", "jpeg")
-    expect(page.locator("#chart .gtitle")).to_contain_text("worst case")
+    expect(page.locator("#chart .gtitle")).to_contain_text("against the budget")
     assert page.locator("#chart .scatterlayer .trace").count() == 4  # two worst cases, and two ways of PGD
     for view, budget in (("tradeoff", "1"), ("cost", "0.5")):
         page.select_option("#view", view)

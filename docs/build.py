@@ -1,4 +1,4 @@
-"""Build the site into build/site: `make site`, or python docs/build.py. No network, no execution: committed outputs.
+"""Build the site into build/site: `make site`, or python docs/build.py [ELSEWHERE]. No network, nothing is executed.
 
 The source is put together in build/site-source: the README as the first page, the notebooks with alternative texts, the
 data page, model cards, a page for each record and each module, and the chart with its data.
@@ -22,7 +22,12 @@ from sphinx.cmd.build import main as sphinx
 from faceadv import bench, records
 from faceadv.paths import PROJECT
 
-DOCS, SOURCE, SITE = PROJECT / "docs", PROJECT / "build" / "site-source", PROJECT / "build" / "site"
+DOCS, BUILD = PROJECT / "docs", Path(*sys.argv[1:2] or [PROJECT / "build"])
+SOURCE, SITE = BUILD / "site-source", BUILD / "site"
+COLAB = (
+    "git clone {where} course && cd course && pip install -q --no-deps --require-hashes -r requirements.txt"
+    " && pip install -q --no-deps --no-build-isolation -e ."
+)
 PAGES = ("explorer", "reruns", "teaching")
 
 
@@ -65,6 +70,7 @@ def notebooks(where):
             name = where.removeprefix("https://github.com/")
             links += f" · [Colab](https://colab.research.google.com/github/{name}/blob/main/notebooks/{path.name})"
             links += f" · [Binder](https://mybinder.org/v2/gh/{name}/main?urlpath=lab/tree/notebooks/{path.name})"
+            links += f"\n\nIn Colab run this first, then restart the kernel: `!{COLAB.format(where=where)}`"
         notebook.cells.insert(1, nbformat.v4.new_markdown_cell(links))
         place = SOURCE / "notebooks" / path.name
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -35,6 +35,7 @@ nb_merge_streams = True
 myst_enable_extensions = ["dollarmath", "amsmath", "attrs_inline"]
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True  # as they are written: values would hold paths of this machine
 suppress_warnings = ["mystnb.unknown_mime_type"]  # widgets: their still pictures are shown
 
 

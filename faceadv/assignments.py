@@ -112,6 +112,12 @@ def grade(chosen, course):
             _must(api.generate_assignment(name), f"{name} cannot be read", log)
             for student in students:
                 log.truncate(log.seek(0))
+                place = course / "submitted" / student / name
+                if not (place / f"{name}.ipynb").is_file():
+                    there = ", ".join(sorted(path.name for path in place.iterdir())) or "nothing"
+                    error = f"{place} has no {name}.ipynb (it has {there}): rename it."
+                    rows.append({"student": student, "assignment": name, "error": error})
+                    continue
                 done = api.autograde(name, student)
                 if done["success"]:
                     _enter_marks(api, name, student, marks)

@@ -142,7 +142,11 @@ def _run(args):
             )
             print(run.summary(results))
             print(f"All numbers are in {os.path.join(args.out, 'sweep.csv')}, each run in a folder beside it.")
+            if os.path.exists(os.path.join(args.out, "sweep.png")):
+                print(f"A figure of some is in {os.path.join(args.out, 'sweep.png')}.")
             return int(any(result.status == "failed" for result in results))
+        elif args.scheduler != "single" or args.workers:
+            raise ValueError("--scheduler and --workers are for several values of a parameter, such as -p eps_255 1,2.")
         else:
             results = run.run(names, args.profile or "orl", overrides, out=args.out, fresh=args.fresh)
     finally:

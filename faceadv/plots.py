@@ -76,6 +76,7 @@ def sweep(table, parameter, names, label=None):
     axis.set(xlabel=parameter, ylabel=label or rows["unit"].iloc[0])
     axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     sns.despine(ax=axis)
+    figure.set_layout_engine("tight")  # or the legend would be cut off in a file
     return figure
 
 

@@ -48,7 +48,7 @@ def place(results_dir, profile, notebook):
 def write(path, *, notebook, profile, seed, numbers, data="", device=None, seconds=None, timings=None):
     """Write a record, whole or not at all, and return it.
 
-    ``numbers`` come from :func:`number`. What differs from run to run (date, duration, machine, versions) is
+    ``numbers`` come from ``number``. What differs from run to run (date, duration, machine, versions) is
     kept apart under ``run``; ``seconds`` is by default the age of this process (a notebook's kernel), ``timings`` a
     dict of what else was timed.
     """

@@ -1,6 +1,7 @@
 """Run the notebooks with papermill: checked parameters, kept copies, nothing done twice."""
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -10,7 +11,6 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
@@ -37,7 +37,7 @@ KERNEL_ENVIRONMENT = {
 }
 
 
-@dataclass
+@dataclasses.dataclass
 class Result:
     """What became of one notebook: ``status`` is ran, reused or failed; ``path`` is its executed copy."""
 
@@ -96,9 +96,10 @@ def sweep(names, profile="orl", overrides=None, out="build", scheduler="single",
     """``run`` for every combination of listed values: ``{"eps_255": [1, 2, 4]}`` makes three runs.
 
     Each has a folder of its own in ``out``, called after its values. Returns ``(table, results)``: all numbers of all
-    records (``records.collect``), also written to OUT/sweep.csv, and the results of all runs. scheduler, workers: as
-    for ``cluster.compute``; its workers need not share a disk, only records come back then. Errors as in ``run``,
-    before anything runs.
+    records (``records.collect``), also written to OUT/sweep.csv, and the results of all runs, named with their folders.
+    If one parameter varies and is a number, OUT/sweep.png shows the first numbers that have intervals. scheduler,
+    workers: as for ``cluster.compute``; its workers need not share a disk, only records come back then. Errors as in
+    ``run``, before anything runs.
     """
     out, paths = Path(out).resolve(), select([names] if isinstance(names, str) else names)
     points = profiles.spread(paths, overrides)
@@ -109,7 +110,7 @@ def sweep(names, profile="orl", overrides=None, out="build", scheduler="single",
     arguments = {"names": [path.stem for path in paths], "profile": profile, "points": folders, "out": str(out)}
     results, entries = [], []
     for folder, (found, texts) in cluster.compute(_point, folders, scheduler, workers, **arguments, **options):
-        results += found
+        results += [dataclasses.replace(result, name=f"{folder} {result.name}") for result in found]
         for stem, text in texts.items():
             place = records.place(out / folder / "results", profile, stem)
             with replacing(place) as part:  # a worker's may be on another machine
@@ -118,7 +119,26 @@ def sweep(names, profile="orl", overrides=None, out="build", scheduler="single",
     table = records.collect([(values, place) for _, values, place in sorted(entries, key=lambda entry: entry[0])])
     with replacing(out / "sweep.csv") as part:
         table.to_csv(part, index=False)
+    _draw(table, points, out / "sweep.png")
     return table, results
+
+
+def _draw(table, points, path):
+    """A figure of the first numbers of one unit that have intervals, if exactly one parameter varies, a number."""
+    varied = [name for name in points[0] if len({str(values[name]) for values in points}) > 1]
+    try:
+        _ = [float(values[varied[0]]) for values in points]  # from the command line they are texts
+    except (ValueError, TypeError, IndexError):
+        return
+    if len(varied) > 1:
+        return
+    shown = table.dropna(subset=["low", "high"])
+    names = list(dict.fromkeys(shown[shown["unit"] == shown["unit"].iloc[0]]["name"])) if len(shown) else []
+    if names:
+        from faceadv import plots  # takes a second
+
+        with replacing(path) as part:
+            plots.sweep(table, varied[0], names[: len(plots.MARKERS)]).savefig(part, format="png")
 
 
 def _point(folder, names, profile, points, out, **options):

@@ -322,6 +322,9 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys):
     assert cli.main(["assignments", "grade", "ps1", "--course", course]) == 1
     assert not page.exists()
     assert "anna ps1: " in capsys.readouterr().out
+    (place / "ps1.ipynb").rename(place / "anna.ipynb")
+    assert cli.main(["assignments", "grade", "ps1", "--course", course]) == 1
+    assert "has no ps1.ipynb (it has anna.ipynb)" in capsys.readouterr().out
     assert "traceback" not in (tmp_path / "grades.csv").read_text()
     assert "ben,ps0" in (tmp_path / "grades.csv").read_text()
     assert cli.main(["assignments", "grade", "--course", str(tmp_path / "nowhere")]) == 2

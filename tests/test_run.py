@@ -362,6 +362,8 @@ def test_several_values_make_one_run_each_and_one_table(course, tmp_path, capsys
     assert list(table["value"]) == [4, 4, 16, 16, 6, 6]
     assert (out / "steps=8_eps=[1.0, 4.0]_lr=0.2" / "orl" / "00_a.ipynb").exists()
     assert len((out / "sweep.csv").read_text().splitlines()) == 7
+    assert not (out / "sweep.png").exists()  # two parameters vary
+    assert results[0].name == "steps=2_eps=[1.0, 4.0]_lr=0.1 00_a"
     axis = plots.sweep(table[table["lr"] == 0.1], "steps", ["twice the steps"]).axes[0]
     assert axis.lines[0].get_xdata().tolist() == [2, 3, 8]
     assert axis.get_ylabel() == "steps"
@@ -374,7 +376,12 @@ def test_several_values_make_one_run_each_and_one_table(course, tmp_path, capsys
         run.sweep("00", "orl", {"steps": "1,two"}, tmp_path / "other")
     assert not (tmp_path / "other").exists()
     assert cli.main(["run", "00", "-p", "steps", "2,3", "--out", str(tmp_path / "cli")]) == 0
-    assert "sweep.csv" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "sweep.csv" in said
+    assert "steps=3 00_a" in said
+    assert (tmp_path / "cli" / "sweep.png").stat().st_size > 1000
+    assert cli.main(["run", "00", "--workers", "2", "--out", str(tmp_path / "cli")]) == 2
+    assert "for several values" in capsys.readouterr().err
 
 
 def test_a_sweep_on_a_cluster_gives_the_same_table(tmp_path):

@@ -9,8 +9,10 @@
   const trades = () => ["tradeoff", "cost"].includes(select.view.value);
   const milliseconds = (line) => COSTS[line.profile][line.defence] || 0;
 
-  function fill(key, values, fallback) {
-    const before = select[key].value || fallback;
+  let traded = false; // whether the view before was one of the trade-offs, which begin with the worst case
+
+  function fill(key, values, fallback, anew) {
+    const before = (!anew && select[key].value) || fallback;
     select[key].replaceChildren(...values.map((value) => new Option(value, value)));
     if (values.includes(before)) select[key].value = before;
   }
@@ -27,7 +29,8 @@
     const grid = here.filter((line) => line.way === "static");
     const attacks = unique(grid.map((line) => line.attack)).filter((name) => name !== "noise");
     const known = chosen.some(of("worst")) ? ["worst"] : [];
-    fill("attack", trades() ? [...known, ...attacks.filter((name) => name !== "none")] : attacks, trades() ? "worst" : "PGD");
+    fill("attack", trades() ? [...known, ...attacks.filter((name) => name !== "none")] : attacks, trades() ? "worst" : "PGD", trades() !== traded);
+    traded = trades();
     fill("defence", unique(grid.map((line) => line.defence)), "resgn");
     const budgets = unique(chosen.filter(of(select.attack.value)).map((line) => line.eps_255)).filter((eps) => eps < 255);
     fill("budget", budgets.sort((a, b) => a - b).map(String), String(here[0].main_eps));
@@ -62,7 +65,7 @@
     const place = (p) => (byTime ? 40 * Math.log10(p.x) : p.x);
     const near = (p, q) => Math.abs(place(p) - place(q)) < 4 && Math.abs(p.y - q.y) < 4;
     const firsts = points.map((p) => points.findIndex((q) => near(p, q)));
-    return rows.map((_, i) => rows.filter((_, j) => firsts[j] === i).map((line) => line.defence).join("<br>"));
+    return rows.map((_, i) => rows.filter((_, j) => firsts[j] === i).map((line) => line.defence).join(byTime ? "<br>" : ", "));
   }
 
   // What a defence keeps under an attack, against its clean accuracy or its time.
@@ -71,13 +74,13 @@
     const points = rows.map((line, i) => ({ x: byTime ? Math.max(milliseconds(line), 0.1) : untouched[i].right, y: line.right }));
     const most = Math.max(...rows.map((line) => line.n));
     const dots = {
-      type: "scatter", mode: "markers+text", showlegend: false, textposition: "top center", cliponaxis: false, hoverinfo: "text",
+      type: "scatter", mode: "markers+text", showlegend: false, textposition: byTime ? "top center" : "top right", cliponaxis: false, hoverinfo: "text",
       x: points.map((p) => p.x), y: points.map((p) => p.y), text: labels(rows, points, byTime), error_y: error(rows),
       hovertext: rows.map((line, i) => `${line.defence}: ${line.right.toFixed(0)} %, clean ${untouched[i].right.toFixed(0)} %, ${milliseconds(line)} ms`),
       marker: {
         size: 11, line: { width: 1, color: "#888" }, symbol: rows.map((line) => (line.n < most ? "circle-open" : "circle")),
         color: rows.map((line) => Math.log10(Math.max(milliseconds(line), 0.1))), colorscale: "Cividis", reversescale: true,
-        showscale: !byTime, colorbar: { title: { text: "ms" }, thickness: 10, tickvals: [-1, 0, 1, 2], ticktext: ["0.1", "1", "10", "100"] },
+        showscale: !byTime, colorbar: { title: { text: "ms" }, thickness: 10, x: 1.15, tickvals: [-1, 0, 1, 2], ticktext: ["0.1", "1", "10", "100"] },
       },
     };
     if (!byTime) dots.error_x = error(untouched);
@@ -155,12 +158,12 @@
     }
     if (!rows.length) title = "nothing was measured here: choose another recogniser, goal or defence";
     const layout = {
-      title: { text: title, font: { size: 14 } }, margin: { t: 40, l: view === "map" ? 130 : 50, r: 10, b: 90 }, xaxis: across,
+      title: { text: title, font: { size: 14 } }, margin: { t: 40, l: view === "map" ? 130 : 50, r: view === "tradeoff" ? 110 : 10, b: 90 }, xaxis: across,
       yaxis: view === "map" ? {} : { range: trades() ? [-5, 118] : [0, 105], title: { text: "right decisions, %" } },
       legend: { orientation: "h", y: -0.25 }, height: 480, font: { color: dark() ? "#ddd" : "#222" },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     };
-    Plotly.react("chart", data, layout, { responsive: true, displayModeBar: false });
+    Plotly.newPlot("chart", data, layout, { responsive: true, displayModeBar: false });
     document.getElementById("numbers").innerHTML = table(rows);
   }
 
