@@ -284,7 +284,7 @@ def test_a_student_can_check_and_is_told_what_is_missing(graded, capsys):
     assert cli.main(["assignments", "check", str(place / "changed.ipynb")]) == 1
     assert "a locked cell was changed" in capsys.readouterr().out
     copied = nbformat.read(course / "release" / name / f"{name}.ipynb", 4)
-    copied.cells.append(cells(copied)["ifgsm"])
+    copied.cells.append(nbformat.from_dict({**cells(copied)["ifgsm"], "id": "copy"}))
     nbformat.write(copied, place / "copied.ipynb")
     assert cli.main(["assignments", "check", str(place / "copied.ipynb")]) == 1
     assert 'the cell "ifgsm" is there twice' in capsys.readouterr().out
