@@ -11,8 +11,9 @@ def compute(function, items, scheduler="single", workers=None, **options):
 
     scheduler: "single", this process; "local", a Dask cluster of processes on this machine, ``workers`` of them (one a
     core by default); or the address of a Dask scheduler, whose workers must have this package and the data. An item
-    whose worker dies is given to another; one that has killed four is given up: ``RuntimeError``, as if the address
-    does not answer. An error of the function is raised as it is.
+    whose worker dies is given to another; those whose workers died four times are tried again at the end, each alone,
+    as it may have been the neighbour's fault, and given up if that fails too: ``RuntimeError``, when all others are
+    done, as if the address does not answer. An error of the function is raised as it is.
     """
     items = list(items)
     if scheduler == "single" or not items:
@@ -37,15 +38,22 @@ def compute(function, items, scheduler="single", workers=None, **options):
     with _environment(before), cluster or client, client:
         # each worker has a share of the cores; two that took all of them would be slower than one
         threads = max(1, torch.get_num_threads() // workers) if cluster else None
-        futures = client.map(_task, items, function=function, threads=threads, options=options, pure=False)
+        arguments = {"function": function, "threads": threads, "options": options, "pure": False}
+        futures = client.map(_task, items, **arguments)
         whose = {future.key: item for future, item in zip(futures, items)}
+        suspects, killers = [], []
         for future in distributed.as_completed(futures, loop=client.loop):
-            if future.status == "error":
-                error = future.exception()
-                if isinstance(error, distributed.KilledWorker):
-                    raise RuntimeError(f"{whose[future.key]} killed its worker again and again (memory?).") from error
-                raise error
-            yield whose[future.key], future.result()
+            try:
+                yield whose[future.key], future.result()
+            except distributed.KilledWorker:
+                suspects.append(whose[future.key])
+        for item in suspects:
+            try:
+                yield item, client.submit(_task, item, **arguments).result()
+            except distributed.KilledWorker:
+                killers.append(str(item))
+        if killers:
+            raise RuntimeError(f"{', '.join(killers)} killed its worker again and again (memory?).")
 
 
 @contextlib.contextmanager
