@@ -183,7 +183,7 @@ def _gradient(objective, x, rows):
         x = x.detach().requires_grad_(True)
         loss, reached = objective(x, rows)
         (g,) = torch.autograd.grad(loss.sum(), x)
-    if not g.sum().isfinite():  # a third of the time of looking at each
+    if not g.sum().isfinite():  # cheaper than to look at each
         bad = ~g.isfinite().flatten(1).all(1)
         if bad.any():
             raise RuntimeError(
