@@ -22,8 +22,10 @@ from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
-from faceadv import attacks, bench, classifiers, ddnm, faces, objectives, recognisers, records, trackers
-from faceadv.paths import PROJECT, replacing
+from faceadv import attacks, classifiers, ddnm, faces, objectives, recognisers, records, trackers
+from faceadv.benchmark import grid
+from faceadv.networks import prior
+from faceadv.store.paths import PROJECT, replacing
 
 NETWORKS = ("dlib", "mobile", "facenet-vggface2")
 RECORD = PROJECT / "results" / "peers.json"
@@ -158,10 +160,10 @@ def measure(chips=32, steps=20, repeats=5, restored=8, sampling_steps=20, networ
             success = 100 * (classifiers.logits(model, y).argmax(1) != labels).float().mean().item()
             rest[name] = {"note": f"success {success:.1f} %"}
         ours = ("faceadv", "faceadv, float32")
-        label = network if bench.present([network]) else f"{network} (random weights)"
+        label = network if grid.present([network]) else f"{network} (random weights)"
         numbers += entries(timed(functions, repeats), ours, f"PGD on {label}", rest)
 
-    unet, schedule = ddnm.load_prior()
+    unet, schedule = prior.load()
     images = ddnm.resized(x[:restored], unet.config.sample_size) * 2 - 1
     operator = ddnm.super_resolution(2)
     y = operator[0](images)

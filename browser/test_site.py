@@ -13,8 +13,8 @@ import urllib.request
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from faceadv.paths import PROJECT
-from faceadv.run import KERNEL_ENVIRONMENT
+from faceadv.course.run import KERNEL_ENVIRONMENT
+from faceadv.store.paths import PROJECT
 
 SITE = PROJECT / "build" / "site"
 pytestmark = pytest.mark.filterwarnings("ignore")  # of servers and browsers

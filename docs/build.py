@@ -19,8 +19,9 @@ import plotly
 import yaml
 from sphinx.cmd.build import main as sphinx
 
-from faceadv import bench, records
-from faceadv.paths import PROJECT
+from faceadv import records
+from faceadv.benchmark import grid, statistics
+from faceadv.store.paths import PROJECT
 
 DOCS, BUILD = PROJECT / "docs", Path(*sys.argv[1:2] or [PROJECT / "build"])
 SOURCE, SITE = BUILD / "site-source", BUILD / "site"
@@ -128,8 +129,8 @@ def record_pages():
         text += f"```json\n{data}\n```\n\n" + records.markdown(record)
         write(f"results/{name}.md", text)
         names.append(name)
-        if record["notebook"] == bench.NOTEBOOK:
-            table = bench.lines(record).assign(profile=record["profile"], main_eps=record["data"]["eps of 255"])
+        if record["notebook"] == grid.NOTEBOOK:
+            table = statistics.lines(record).assign(profile=record["profile"], main_eps=record["data"]["eps of 255"])
             lines += table.to_dict("records")
             costs[record["profile"]] = run["timings"]["ms an image"]["defences"]
     write("results/index.md", "# Result records\n\nEvery number, as measured.\n\n" + toctree(names, hidden=False))
@@ -140,7 +141,8 @@ def record_pages():
 
 def modules():
     """A page for each module of the package."""
-    names = sorted(path.stem for path in (PROJECT / "faceadv").glob("[a-z]*.py"))
+    found = (PROJECT / "faceadv").rglob("[a-z]*.py")
+    names = sorted(".".join(path.relative_to(PROJECT / "faceadv").with_suffix("").parts) for path in found)
     for name in names:
         directive = f".. automodule:: faceadv.{name}\n   :members:\n"
         write(f"api/{name}.md", f"# faceadv.{name}\n\n```{{eval-rst}}\n{directive}```\n")

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import torch
 
-from faceadv.recognisers import has_bfloat16
+from faceadv.precision import autocast
 
 
 def through(purifier, objective, samples=1):
@@ -18,10 +18,9 @@ def through(purifier, objective, samples=1):
     """
 
     def behind(images, rows, exact=False):
-        half = not exact and has_bfloat16(images.device)
         losses, hits = 0.0, 0.0
         for _ in range(samples):
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+            with autocast(images.device, not exact):
                 purified = purifier(images).float()
             loss, reached = objective(purified, rows, exact)
             losses, hits = losses + loss / samples, hits + reached.float() / samples
@@ -49,8 +48,7 @@ def purified(recogniser, purifier):
     """A recogniser behind a differentiable purifier: an extractor for cloaks, with the gradient through both."""
 
     def embed(images, fast=False):
-        half = fast and has_bfloat16(images.device)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+        with autocast(images.device, fast):
             clean = purifier(images).float()
         return recogniser.embed(clean, fast=fast)
 

@@ -6,14 +6,14 @@ import os
 import signal
 import sys
 
-from faceadv.paths import nearest
+from faceadv.store.paths import nearest
 
 TRAINERS = {
-    "mobile": "faceadv.train_mobile:main",
-    "resgn": "faceadv.train_resgn:main",
-    "puface": "faceadv.train_puface:main",
-    "a3gn": "faceadv.train_a3gn:main",
-    "prior": "faceadv.train_prior:main",
+    "mobile": "faceadv.training.mobile:main",
+    "resgn": "faceadv.training.resgn:main",
+    "puface": "faceadv.training.puface:main",
+    "a3gn": "faceadv.training.a3gn:main",
+    "prior": "faceadv.training.prior:main",
 }
 
 
@@ -122,7 +122,7 @@ def _parser():
 
 
 def _run(args):
-    from faceadv import profiles, run
+    from faceadv.course import profiles, run
 
     names, overrides = args.names or ["all"], dict(args.p)
     # a polite kill ends like Ctrl-C, so that no kernel is left
@@ -157,7 +157,7 @@ def _run(args):
 
 
 def _assignments_release(args):
-    from faceadv import assignments
+    from faceadv.course import assignments
 
     for path in assignments.release(args.names, args.course):
         print(path)
@@ -165,13 +165,13 @@ def _assignments_release(args):
 
 
 def _assignments_check(args):
-    from faceadv import assignments
+    from faceadv.course import assignments
 
     return _report(assignments.check(args.notebook))
 
 
 def _assignments_grade(args):
-    from faceadv import assignments
+    from faceadv.course import assignments
 
     rows = assignments.grade(args.names, args.course)
     for row in rows:
@@ -186,44 +186,46 @@ def _assignments_grade(args):
 
 
 def _bench(args):
-    from faceadv import bench, profiles, records
+    from faceadv import records
+    from faceadv.benchmark import grid
+    from faceadv.course import profiles
 
-    notebook = profiles.NOTEBOOKS / f"{bench.NOTEBOOK}.ipynb"
+    notebook = profiles.NOTEBOOKS / f"{grid.NOTEBOOK}.ipynb"
     values = profiles.defaults(notebook) | profiles.parameters(args.profile, notebook, dict(args.p))
-    parts = bench.plan(values, bench.present(values["recogniser_names"]))
-    folder = records.place(os.path.join(args.out, "results"), args.profile, bench.NOTEBOOK).with_suffix("")
+    parts = grid.plan(values, grid.present(values["recogniser_names"]))
+    folder = records.place(os.path.join(args.out, "results"), args.profile, grid.NOTEBOOK).with_suffix("")
     cells = [cell for part in parts.values() for cell in part]
-    rows = bench.run(cells, bench.settings(values), folder, args.scheduler, args.workers)
+    rows = grid.run(cells, grid.settings(values), folder, args.scheduler, args.workers)
     print(f"{len(rows)} cells are in {folder}. Read them: faceadv run 07 --profile {args.profile} --out {args.out}")
     return 0
 
 
 def _data_list(args):
-    from faceadv import fetch
+    from faceadv.store import datasets
 
-    for row in fetch.listing(args.root):
+    for row in datasets.listing(args.root):
         where = row["found"] or f"not here: faceadv data fetch {row['name']}"
         print(f"{row['name']:8} {row['what']}\n         {row['size']}; {row['licence']}\n         {where}")
     return 0
 
 
 def _data_fetch(args):
-    from faceadv import fetch
+    from faceadv.store import datasets
 
-    _known(args.name, fetch.listing(args.root), "data set")
-    print(fetch.fetch(args.name, root=args.root))
+    _known(args.name, datasets.listing(args.root), "data set")
+    print(datasets.fetch(args.name, root=args.root))
     return 0
 
 
 def _data_check(args):
-    from faceadv import fetch
+    from faceadv.store import datasets
 
-    _known(args.name, fetch.listing(args.root), "data set")
-    return _report(fetch.check(args.name, root=args.root))
+    _known(args.name, datasets.listing(args.root), "data set")
+    return _report(datasets.check(args.name, root=args.root))
 
 
 def _weights_list(args):
-    from faceadv import weights
+    from faceadv.store import weights
 
     for row in weights.listing():
         state = f"{row['size']}, {row['path']}" if row["found"] else f"not here: faceadv weights fetch {row['name']}"
@@ -232,7 +234,7 @@ def _weights_list(args):
 
 
 def _weights_fetch(args):
-    from faceadv import weights
+    from faceadv.store import weights
 
     row = _known(args.name, weights.listing(), "network with weights")
     print(row["path"] if row["found"] else weights.fetch(args.name))
@@ -240,15 +242,15 @@ def _weights_fetch(args):
 
 
 def _weights_check(args):
-    from faceadv import weights
+    from faceadv.store import weights
 
     return _report(weights.check())
 
 
 def _check(args):
-    from faceadv import environment
+    from faceadv.course import report
 
-    return _report(environment.report())
+    return _report(report.report())
 
 
 def _deidentify(args):
@@ -269,7 +271,7 @@ def _deidentify(args):
 
 
 def _train(args):
-    from faceadv import profiles
+    from faceadv.course import profiles
 
     if args.name not in TRAINERS:
         raise ValueError(f'There is nothing called "{args.name}" to train{nearest(args.name, TRAINERS)}.')

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torchvision.transforms.functional import gaussian_blur
 from tqdm import tqdm
 
-from faceadv import lpips, recognisers
+from faceadv import recognisers
 from faceadv.images import check_images
-from faceadv.paths import cache_root, nearest, replacing
+from faceadv.networks import lpips
+from faceadv.store.paths import cache_root, nearest, replacing
 
 # budget of DSSIM, steps, learning rate of Adadelta
 FAWKES_03 = {"min": (0.002, 20, 40.0), "low": (0.003, 50, 35.0), "mid": (0.005, 200, 20.0), "high": (0.008, 500, 10.0)}

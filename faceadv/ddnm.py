@@ -11,12 +11,9 @@ import itertools
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMPipeline
-from diffusers.utils import logging
 from torch import nn
 
-from faceadv import weights
-from faceadv.recognisers import has_bfloat16
+from faceadv.precision import autocast
 
 
 def super_resolution(scale):
@@ -185,27 +182,8 @@ def sample(unet, schedule, count, steps=50, seed=0):
 
 def guess(unet, x, t):
     """The network's guess of the noise in x at time t, in bfloat16 where the hardware has it; float32."""
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=has_bfloat16(x.device)):
+    with autocast(x.device):
         return unet(x.contiguous(memory_format=torch.channels_last), t).sample.float()
-
-
-def load_prior(name="shipped"):
-    """A diffusion prior: ``(unet, schedule)`` of "shipped", a folder, or a name on the Hugging Face hub.
-
-    Anything that diffusers' ``DDPMPipeline.from_pretrained`` loads, frozen, in float32. Raises ``FileNotFoundError``
-    if there is none.
-    """
-    if name == "shipped":
-        name = weights.checked("prior")
-    logging.disable_progress_bar()  # it would show for a blink, in the notebooks too
-    try:
-        # the last option asks for accelerate, which is not here
-        pipeline = DDPMPipeline.from_pretrained(name, use_safetensors=True, low_cpu_mem_usage=False)
-    except (OSError, ValueError) as e:
-        raise FileNotFoundError(
-            f'"{name}" is no diffusion model here: give a folder that diffusers wrote, or a name on its hub.'
-        ) from e
-    return pipeline.unet.float().eval().requires_grad_(False), pipeline.scheduler
 
 
 def resized(images, side):

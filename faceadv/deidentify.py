@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from faceadv import align, attacks, metrics, objectives, recognisers
-from faceadv.paths import replacing
+from faceadv.store.paths import replacing
 
 ENDINGS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 FADE = 10  # pixels of the chip over which what is added fades out towards its border

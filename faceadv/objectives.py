@@ -9,7 +9,7 @@ recogniser. Any function of this form is an objective.
 import torch
 import torch.nn.functional as F
 
-from faceadv.recognisers import has_bfloat16
+from faceadv.precision import autocast
 
 
 def dodging(recogniser, references, threshold=None):
@@ -64,8 +64,7 @@ def _classification(classifier, labels, fast, towards):
         raise ValueError("The classifier is in training mode, where an attack would change it: call .eval() first.")
 
     def objective(images, rows, exact=False):
-        half = fast and not exact and has_bfloat16(images.device)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+        with autocast(images.device, fast and not exact):
             logits = classifier(images).float()
         wanted = labels[rows].to(logits.device)
         loss = F.cross_entropy(logits, wanted, reduction="none")

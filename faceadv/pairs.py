@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import torch
 
-from faceadv.fetch import lfw_file
-from faceadv.lfw_people import dev_people
+from faceadv.store.datasets import lfw_file
+from faceadv.store.lfw_people import dev_people
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

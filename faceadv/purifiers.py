@@ -6,10 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from faceadv import classic
+from faceadv import classic, ddnm
 from faceadv import images as image_ops
 from faceadv.images import check_images
-from faceadv.paths import nearest
+from faceadv.networks import prior as prior_network
+from faceadv.networks import puface, resgn
+from faceadv.store.paths import nearest
 
 
 class Jpeg(nn.Module):
@@ -126,28 +128,12 @@ class Randomization(nn.Module):
         return F.interpolate(torch.cat(padded), (side, side), mode="bilinear", align_corners=False)
 
 
-def _resgn():
-    from faceadv import resgn
-
-    return resgn.load()
-
-
-def _puface():
-    from faceadv import puface
-
-    return puface.load()
-
-
 def _two_stage(stages="both", prior="shipped", **options):
-    from faceadv import ddnm
-
-    return ddnm.TwoStage(*ddnm.load_prior(prior), stages=stages, **options)
+    return ddnm.TwoStage(*prior_network.load(prior), stages=stages, **options)
 
 
 def _diffpure(prior="shipped", **options):
-    from faceadv import ddnm
-
-    return ddnm.DiffPure(*ddnm.load_prior(prior), **options)
+    return ddnm.DiffPure(*prior_network.load(prior), **options)
 
 
 PURIFIERS = {
@@ -157,8 +143,8 @@ PURIFIERS = {
     "median": Median,
     "total-variation": TotalVariation,
     "randomization": Randomization,
-    "resgn": _resgn,
-    "puface": _puface,
+    "resgn": resgn.load,
+    "puface": puface.load,
     "two-stage": _two_stage,
     "super-resolution": functools.partial(_two_stage, "super-resolution"),
     "colourisation": functools.partial(_two_stage, "colourisation"),

@@ -13,22 +13,15 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from faceadv import dlib_net, weights
 from faceadv.images import check_images
-from faceadv.paths import cache_root, nearest, replacing
+from faceadv.networks import dlib as dlib_net
+from faceadv.networks import facenet, mobile
+from faceadv.precision import autocast
+from faceadv.store import weights
+from faceadv.store.paths import cache_root, nearest, replacing
 
 NAMES = ("dlib", "mobile", "facenet-vggface2", "facenet-casia")
 PRECISIONS = ("auto", "float32")
-
-
-def has_bfloat16(device):
-    """Whether the device computes in bfloat16 natively (elsewhere it would be slower than float32)."""
-    kind = torch.device(device).type
-    if kind == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    # oneDNN also takes bfloat16 on AVX-512 without instructions for it, and torch for macOS has no oneDNN
-    native = any(torch.cpu.get_capabilities().get(key) for key in ("avx512_bf16", "amx_bf16", "bf16"))
-    return kind == "cpu" and native and torch.backends.mkldnn.is_available()
 
 
 class Recogniser(nn.Module):
@@ -59,9 +52,7 @@ class Recogniser(nn.Module):
         Raises ``ValueError`` for anything else than such images.
         """
         check_images(images)
-        device = images.device.type
-        half = fast and self.precision == "auto" and has_bfloat16(images.device)
-        with torch.autocast(device, torch.bfloat16, enabled=half):
+        with autocast(images.device, fast and self.precision == "auto"):
             embeddings = self.network(images.float())
         embeddings = embeddings.float()
         return F.normalize(embeddings) if self.unit else embeddings
@@ -84,41 +75,14 @@ def load(name, device="cpu", precision="auto"):
     if name == "dlib":
         network, threshold, unit = dlib_net.load(), 0.6, False  # the author's threshold
     elif name == "mobile":
-        from faceadv import mobile
-
         (network, threshold), unit = mobile.load(), True
     elif name in NAMES:
         # ResGN's threshold is 1.1 on the squared distance
-        network, threshold, unit = FaceNet(weights.find(name)), 1.1**0.5, True
+        network, threshold, unit = facenet.FaceNet(weights.find(name)), 1.1**0.5, True
     else:
         known = ", ".join(NAMES)
         raise ValueError(f'There is no recogniser "{name}"{nearest(name, NAMES)}; there are {known}.')
     return Recogniser(name, network, threshold, unit, precision).to(device)
-
-
-class FaceNet(nn.Module):
-    """facenet-pytorch's InceptionResnetV1 with weights from a file as that project publishes them.
-
-    Input: (N, 3, H, W) float32 RGB in [0, 1], resized to 160 and scaled to [-1, 1] inside.
-    Output: (N, 512) of unit length. Raises ``ValueError`` for the weights of another network.
-    """
-
-    def __init__(self, path):
-        super().__init__()
-        from facenet_pytorch import InceptionResnetV1
-
-        state = weights.read_state(path)
-        # the published files hold a classifier head too
-        state = {key: value for key, value in state.items() if not key.startswith("logits.")}
-        self.net = InceptionResnetV1(pretrained=None)
-        try:
-            self.net.load_state_dict(state)
-        except RuntimeError as e:
-            raise ValueError(f"{path} does not hold the weights of InceptionResnetV1.") from e
-
-    def forward(self, images):
-        x = F.interpolate(images, (160, 160), mode="bilinear", align_corners=False)
-        return self.net((x * 255 - 127.5) / 128)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 
-from faceadv.paths import nearest, replacing
+from faceadv.store.paths import nearest, replacing
 
 PACKAGES = ("faceadv", "numpy", "torch", "torchvision", "pillow", "scikit-learn", "scipy")
 

@@ -27,9 +27,9 @@ def killed_after(monkeypatch):
     """``killed_after(n)``: a training dies right after its n-th checkpoint; returns the list of the steps saved."""
 
     def arrange(count):
-        from faceadv import training
+        from faceadv.training import loop
 
-        saved, save = [], training.save
+        saved, save = [], loop.save
 
         def killing(path, state):
             save(path, state)
@@ -37,7 +37,7 @@ def killed_after(monkeypatch):
             if len(saved) == count:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(training, "save", killing)
+        monkeypatch.setattr(loop, "save", killing)
         return saved
 
     return arrange
@@ -45,13 +45,13 @@ def killed_after(monkeypatch):
 
 @pytest.fixture(scope="session")
 def lfw_root():
-    from faceadv import fetch
+    from faceadv.store import datasets
 
     root = os.environ.get("FACEADV_DATA")
     if not root:
         pytest.skip("FACEADV_DATA is not set: no LFW")
     try:
-        fetch.lfw_folder(root)
+        datasets.lfw_folder(root)
     except FileNotFoundError:
         pytest.skip("no LFW under FACEADV_DATA")
     return Path(root)

@@ -5,7 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from faceadv import a3gn, metrics, recognisers, train_a3gn, training, weights
+from faceadv import metrics, recognisers
+from faceadv.networks import a3gn
+from faceadv.store import weights
+from faceadv.training import a3gn as train_a3gn
+from faceadv.training import loop
 
 SMALL = {"batch": 4, "width": 8, "blocks": 2}
 
@@ -59,18 +63,21 @@ def test_losses(orl, dlib):
     x, y = orl.images[:2], orl.images[10:12]
     wanted = dlib.embed(y)
     mean, log_variance = torch.full((2, 4), 0.5), torch.full((2, 4), -1.0)
-    value = a3gn.generator_terms(y, x, (mean, mean, log_variance), wanted, dlib)
+    value = train_a3gn.generator_terms(y, x, (mean, mean, log_variance), wanted, dlib)
     assert value.keys() == {"reconstruction", "cosine", "kl"}
-    beyond = ((x - y).abs().mean((1, 2, 3)) - a3gn.MARGIN).clamp(min=0).mean()
+    beyond = ((x - y).abs().mean((1, 2, 3)) - train_a3gn.MARGIN).clamp(min=0).mean()
     assert beyond > 0
     assert value["reconstruction"] == pytest.approx(beyond.item())
-    assert a3gn.generator_terms(x + a3gn.MARGIN / 2, x, (mean, None, None), wanted, dlib)["reconstruction"] == 0
+    assert (
+        train_a3gn.generator_terms(x + train_a3gn.MARGIN / 2, x, (mean, None, None), wanted, dlib)["reconstruction"]
+        == 0
+    )
     assert value["cosine"] == pytest.approx(0, abs=5e-3)  # the target itself, in bfloat16
     normal = torch.distributions.Normal
     kl = torch.distributions.kl_divergence(normal(mean, (log_variance / 2).exp()), normal(0.0, 1.0)).mean()
     assert value["kl"] == pytest.approx(kl.item())
-    assert "kl" not in a3gn.generator_terms(y, x, (mean, None, None), wanted, dlib)
-    assert a3gn.hinge(torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.0])) == pytest.approx(0.25 + 0.5)
+    assert "kl" not in train_a3gn.generator_terms(y, x, (mean, None, None), wanted, dlib)
+    assert train_a3gn.hinge(torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.0])) == pytest.approx(0.25 + 0.5)
 
 
 def test_training_resumes_to_the_same_weights(some, dlib, tmp_path, killed_after):
@@ -107,7 +114,7 @@ def test_it_starts_from_given_weights_and_pays_beyond_a_given_margin(some, dlib)
 
 
 def test_the_log_that_ships_is_of_a_whole_run():
-    rows = training.read_log(train_a3gn.LOG)
+    rows = loop.read_log(train_a3gn.LOG)
     assert rows[-1]["step"] == train_a3gn.SETTINGS["lfw"]["steps"] == len(rows) * train_a3gn.MEAN
     assert rows[-1]["cosine"] < 0.5 * rows[0]["cosine"]
 

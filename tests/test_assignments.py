@@ -6,7 +6,8 @@ import re
 import nbformat
 import pytest
 
-from faceadv import assignments, cli
+from faceadv import cli
+from faceadv.course import assignments
 
 # by set: in place of a solution's cell, a plausible wrong answer, and the tests that it must lose; all others it passes
 WRONG = {

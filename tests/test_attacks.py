@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from faceadv import attacks, metrics, objectives, recognisers
+from faceadv import attacks, metrics, objectives, precision, recognisers
 
 EPS = 8 / 255
 ATTACKS = {
@@ -175,8 +175,8 @@ def test_batching_and_seed(goals):
 
 def test_bfloat16_and_float32_succeed_alike(orl):
     rates = []
-    for precision in ("auto", "float32"):
-        recogniser = recognisers.load("dlib", precision=precision)
+    for mode in ("auto", "float32"):
+        recogniser = recognisers.load("dlib", precision=mode)
         embeddings = recognisers.embed_faces(recogniser, orl)
         objective = objectives.dodging(recogniser, embeddings[1::10][:16])
         y = attacks.pgd(orl.images[0::10][:16], objective, eps=3 / 255, steps=5)
@@ -333,7 +333,7 @@ def test_pfgvm_penalty_keeps_faces_similar_and_noise_becomes_one(orl, classifier
 
 @pytest.mark.parametrize("kind", [objectives.targeted, objectives.untargeted])
 def test_fast_is_bfloat16_and_never_when_exact(kind, monkeypatch):
-    monkeypatch.setattr(objectives, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
     seen = []
 
     class Sees(nn.Module):
@@ -349,7 +349,7 @@ def test_fast_is_bfloat16_and_never_when_exact(kind, monkeypatch):
     assert seen == [torch.bfloat16, torch.float32, torch.float32, torch.float32]
     kind(Sees().eval(), torch.zeros(2, dtype=torch.long))(x, rows)
     assert seen[-1] == torch.bfloat16
-    monkeypatch.setattr(objectives, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: False)
     kind(Sees().eval(), torch.zeros(2, dtype=torch.long))(x, rows)
     assert seen[-1] == torch.float32
 

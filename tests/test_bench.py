@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 import torch
 
-from faceadv import bench, cell, cli, profiles, recognisers, records
-from faceadv.cell import Cell, Settings
+from faceadv import cli, recognisers, records
+from faceadv.benchmark import cell, grid, statistics
+from faceadv.benchmark.cell import Cell, Settings
+from faceadv.course import profiles
 
 SMALL = Settings(pair_count=4, slow_pair_count=2, steps=8, slow_steps=2, sampling_steps=2)
 TINY = replace(SMALL, pair_count=2, slow_pair_count=1, seeds=(0,), steps=2)
@@ -168,17 +170,17 @@ def test_a_finished_cell_is_not_computed_twice_and_a_killed_run_goes_on(tmp_path
 
     monkeypatch.setattr(cell, "measure", dying)
     with pytest.raises(KeyboardInterrupt):
-        bench.run(todo, TINY, tmp_path)
-    assert len(bench.read(todo, TINY, tmp_path)) == 2
+        grid.run(todo, TINY, tmp_path)
+    assert len(grid.read(todo, TINY, tmp_path)) == 2
     assert done == todo[:2]
     done.append("after the kill")
-    rows = bench.run(todo, TINY, tmp_path)
+    rows = grid.run(todo, TINY, tmp_path)
     assert done[3:] == todo[2:]
     assert list(rows["attack"]) == ["none", "FGSM"] * 2
-    bench.run(todo, TINY, tmp_path)
+    grid.run(todo, TINY, tmp_path)
     assert len(done) == 5
-    bench.place(tmp_path, todo[0], TINY).write_text('{"cut off')  # as by a full disk
-    pd.testing.assert_frame_equal(numbers(bench.run(todo, TINY, tmp_path)), numbers(rows))
+    grid.place(tmp_path, todo[0], TINY).write_text('{"cut off')  # as by a full disk
+    pd.testing.assert_frame_equal(numbers(grid.run(todo, TINY, tmp_path)), numbers(rows))
     assert done[5:] == todo[:1]
 
 
@@ -193,14 +195,14 @@ def test_two_workers_give_the_same_rows_though_one_is_killed(tmp_path):
     marker, before = str(tmp_path / "killed"), dict(os.environ)
     own = {"killer": lambda images, marker=marker: dies_once(images, marker)}
     todo = [*cells("none", "jpeg"), *cells("killer")]
-    rows = bench.run(todo, TINY, tmp_path / "local", "local", workers=2, own=own)
+    rows = grid.run(todo, TINY, tmp_path / "local", "local", workers=2, own=own)
     assert os.path.exists(marker)
     assert dict(os.environ) == before
     threads = torch.get_num_threads()
     cell._made.cache_clear()
     cell._enrolled.cache_clear()
     torch.set_num_threads(max(1, threads // 2))  # as many as a worker has: sums of other parts differ in the last bit
-    alone = bench.run(todo, TINY, tmp_path / "single", own=own)
+    alone = grid.run(todo, TINY, tmp_path / "single", own=own)
     torch.set_num_threads(threads)
     pd.testing.assert_frame_equal(numbers(rows), numbers(alone))
 
@@ -212,8 +214,8 @@ def test_a_cell_that_kills_every_worker_is_given_up_and_the_others_are_kept(tmp_
     todo = [Cell("none", "none", "dlib", "dodging"), Cell("none", "killer", "dlib", "dodging")]
     fewer = dask.config.set({"distributed.scheduler.allowed-failures": 1})
     with fewer, pytest.raises(RuntimeError, match="killed its worker"):
-        bench.run(todo, TINY, tmp_path, "local", workers=1, own=own)
-    assert len(bench.read(todo, TINY, tmp_path)) == 1
+        grid.run(todo, TINY, tmp_path, "local", workers=1, own=own)
+    assert len(grid.read(todo, TINY, tmp_path)) == 1
 
 
 def test_any_scheduler_will_do_and_none_is_a_sentence(tmp_path):
@@ -223,16 +225,16 @@ def test_any_scheduler_will_do_and_none_is_a_sentence(tmp_path):
     todo = cells("none")
     dask.config.set({"distributed.nanny.pre-spawn-environ": {}})  # it would set them for the tests after this one
     with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster:
-        rows = bench.run(todo, TINY, tmp_path, cluster.scheduler_address)
+        rows = grid.run(todo, TINY, tmp_path, cluster.scheduler_address)
     assert len(rows) == 2
     with pytest.raises(RuntimeError, match="No Dask scheduler answers"):
-        bench.run(cells("jpeg"), TINY, tmp_path, "tcp://127.0.0.1:9")
+        grid.run(cells("jpeg"), TINY, tmp_path, "tcp://127.0.0.1:9")
     with pytest.raises(ValueError, match='There is no defence "nothing"'):
-        bench.run(cells("nothing"), TINY, tmp_path)
+        grid.run(cells("nothing"), TINY, tmp_path)
 
 
 def test_the_command_computes_what_the_notebook_reads(tmp_path, capsys):
-    notebook = profiles.NOTEBOOKS / f"{bench.NOTEBOOK}.ipynb"
+    notebook = profiles.NOTEBOOKS / f"{grid.NOTEBOOK}.ipynb"
     few = {
         **{"attack_names": '["none"]', "defence_names": '["none", "jpeg"]', "curve_defences": "[]"},
         **{"sign_defences": "[]", "adaptive_recognisers": "[]", "recogniser_names": '["dlib"]'},
@@ -241,8 +243,8 @@ def test_the_command_computes_what_the_notebook_reads(tmp_path, capsys):
     assert cli.main(["bench", "--profile", "smoke", "--scheduler", "single", "--out", str(tmp_path), *options]) == 0
     assert "4 cells" in capsys.readouterr().out
     values = profiles.defaults(notebook) | profiles.parameters("smoke", notebook, few)
-    folder = records.place(tmp_path / "results", "smoke", bench.NOTEBOOK).with_suffix("")
-    rows = bench.read(bench.plan(values, ["dlib"])["static"], bench.settings(values), folder)
+    folder = records.place(tmp_path / "results", "smoke", grid.NOTEBOOK).with_suffix("")
+    rows = grid.read(grid.plan(values, ["dlib"])["static"], grid.settings(values), folder)
     assert len(rows) == 4
     assert cli.main(["bench", "-p", "pair_cuont", "3"]) == 2
     assert "did you mean pair_count" in capsys.readouterr().err
@@ -251,18 +253,18 @@ def test_the_command_computes_what_the_notebook_reads(tmp_path, capsys):
 def test_recognisers_whose_weights_are_not_here_are_left_out(monkeypatch, tmp_path):
     monkeypatch.setenv("FACEADV_CACHE", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    assert bench.present(["dlib", "facenet-casia", "mobile"]) == ["dlib", "mobile"]
+    assert grid.present(["dlib", "facenet-casia", "mobile"]) == ["dlib", "mobile"]
     with pytest.raises(ValueError, match="did you mean mobile"):
-        bench.present(["mobil"])
+        grid.present(["mobil"])
 
 
 def test_the_plan_has_every_attack_defence_recogniser_and_goal():
-    values = profiles.defaults(profiles.NOTEBOOKS / f"{bench.NOTEBOOK}.ipynb")
-    parts = bench.plan(values, list(recognisers.NAMES[:2]))
+    values = profiles.defaults(profiles.NOTEBOOKS / f"{grid.NOTEBOOK}.ipynb")
+    parts = grid.plan(values, list(recognisers.NAMES[:2]))
     assert len(set(parts["static"])) == 7 * 12 * 2 * 2
     assert {one.defence for one in parts["adaptive"]} == set(cell.DEFENCES) - {"none"}
     assert all(one.source != one.recogniser for one in parts["transfer"])
-    assert bench.settings(values).seeds == (0, 1)
+    assert grid.settings(values).seeds == (0, 1)
 
 
 # -- what the rows say --
@@ -276,23 +278,23 @@ def row(right, who, seed=None, **keys):
 
 def test_worst_case_is_per_pair_and_summary_draws_people():
     rows = pd.DataFrame([row([1, 1, 0, 0], list("aabb")), row([1, 0, 1, 0], list("aabb"), way="bpda")])
-    worst = bench.worst(rows)
+    worst = statistics.worst(rows)
     assert worst["right"].tolist() == [[1, 0, 0, 0]]
-    (line,) = bench.summary(worst).to_dict("records")
+    (line,) = statistics.summary(worst).to_dict("records")
     assert line["right"] == 25
     assert (line["low"], line["high"]) == (0, 50)  # two people, right in half and in none of their pairs
     assert (line["attack"], line["way"]) == ("worst", "of 2")
 
 
 def test_spread_is_between_seeds():
-    lines = bench.summary(pd.DataFrame([row([1, 1, 0, 0], list("abcd"), [0, 0, 1, 1])]))
+    lines = statistics.summary(pd.DataFrame([row([1, 1, 0, 0], list("abcd"), [0, 0, 1, 1])]))
     assert lines["spread"].item() == pytest.approx(np.std([100, 0], ddof=1))
 
 
 def test_common_pairs_are_the_first_of_each_seed():
     many = row([1, 2, 3, 4, 5, 6], list("abcdef"), [0, 0, 0, 1, 1, 1])
     few = row([1, 2, 4, 5], list("abde"), [0, 0, 1, 1], defence="two-stage")
-    cut = bench.common(pd.DataFrame([many, few]))
+    cut = statistics.common(pd.DataFrame([many, few]))
     assert cut["right"].tolist() == [[1, 2, 4, 5]] * 2
     assert cut["who"].tolist() == [list("abde")] * 2
 
@@ -301,7 +303,7 @@ def test_ranks_tell_the_certain_from_the_close():
     who = [f"p{i}" for i in range(40)]
     bad, close, closer, good = [0.0] * 40, [0.0, 1.0] * 20, [1.0, 0.0] * 20, [1.0] * 40
     rows = pd.DataFrame([{"defence": n, "right": r, "who": who} for n, r in zip("abcd", (bad, close, closer, good))])
-    table = bench.ranks(rows)
+    table = statistics.ranks(rows)
     assert table.loc["d", ["rank", "low", "high"]].tolist() == [1, 1, 1]
     assert table.loc["a", ["rank", "low", "high"]].tolist() == [4, 4, 4]
     assert table.loc["b", ["rank", "low", "high"]].tolist() == [2.5, 2, 3]
@@ -309,13 +311,13 @@ def test_ranks_tell_the_certain_from_the_close():
 
 
 def test_lines_come_back_from_a_record():
-    lines = bench.summary(
+    lines = statistics.summary(
         pd.DataFrame([row([1, 0, 1], list("abc")), row([0, 0, 0], list("abc"), source="mobile", eps_255=0.5)])
     )
     entries = [
-        records.number(bench.label(line), line["right"], line["low"], line["high"], n=line["n"])
+        records.number(statistics.label(line), line["right"], line["low"], line["high"], n=line["n"])
         for line in lines.to_dict("records")
     ]
-    back = bench.lines({"numbers": [*entries, records.number("rank of jpeg", 1)]})
-    columns = [*bench.KEYS, "right", "low", "high", "n"]
+    back = statistics.lines({"numbers": [*entries, records.number("rank of jpeg", 1)]})
+    columns = [*statistics.KEYS, "right", "low", "high", "n"]
     pd.testing.assert_frame_equal(back[columns], lines[columns], rtol=1e-5)

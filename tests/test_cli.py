@@ -1,12 +1,12 @@
 """The command line: what it prints, what it refuses, and its exit status."""
 
+import importlib
 import subprocess
 import sys
 import types
 
 import pytest
 
-import faceadv
 from faceadv import cli
 
 
@@ -16,7 +16,8 @@ def stand_in(monkeypatch):
 
     def replace(name, **functions):
         module = types.SimpleNamespace(**functions)
-        monkeypatch.setattr(faceadv, name, module, raising=False)
+        room, _, last = f"faceadv.{name}".rpartition(".")
+        monkeypatch.setattr(importlib.import_module(room), last, module, raising=False)
         monkeypatch.setitem(sys.modules, f"faceadv.{name}", module)
 
     return replace
@@ -54,7 +55,7 @@ def test_wrong_usage_exits_with_2(argv, capsys):
 def test_data(stand_in, capsys):
     calls = []
     stand_in(
-        "fetch",
+        "store.datasets",
         listing=sets,
         fetch=lambda name, root=None: calls.append((name, root)) or "/there",
         check=lambda name, root=None: [(True, "whole"), (False, "short")],
@@ -74,7 +75,7 @@ def test_data(stand_in, capsys):
 
 
 def test_weights(stand_in, capsys):
-    stand_in("weights", listing=nets, fetch=lambda name: "/there", check=lambda: [(True, "whole")])
+    stand_in("store.weights", listing=nets, fetch=lambda name: "/there", check=lambda: [(True, "whole")])
     assert cli.main(["weights", "list"]) == 0
     assert "not here: faceadv weights fetch facenet" in capsys.readouterr().out
     assert cli.main(["weights", "fetch", "facenet"]) == 0
@@ -87,7 +88,7 @@ def test_weights(stand_in, capsys):
 
 
 def test_check(stand_in, capsys):
-    stand_in("environment", report=lambda: [(True, "Python 3.11"), (False, "torch is missing")])
+    stand_in("course.report", report=lambda: [(True, "Python 3.11"), (False, "torch is missing")])
     assert cli.main(["check"]) == 1
     assert capsys.readouterr().out == "[OK] Python 3.11\n[FAIL] torch is missing\n"
 
@@ -97,7 +98,7 @@ def test_expected_errors_are_one_sentence(stand_in, capsys, monkeypatch):
         raise RuntimeError("The download\nbroke off.")
 
     monkeypatch.delenv("FACEADV_DEBUG", raising=False)
-    stand_in("fetch", listing=sets, fetch=fetch)
+    stand_in("store.datasets", listing=sets, fetch=fetch)
     assert cli.main(["data", "fetch", "lfw"]) == 1
     assert capsys.readouterr().err == "faceadv: The download broke off.\n"
     monkeypatch.setenv("FACEADV_DEBUG", "1")
@@ -127,7 +128,7 @@ def test_run_passes_on_what_was_asked(stand_in, capsys):
         calls.append((names, "update"))
         return [types.SimpleNamespace(status="failed")]
 
-    stand_in("run", run=run, update=update, summary=lambda results: "the table")
+    stand_in("course.run", run=run, update=update, summary=lambda results: "the table")
     assert cli.main(["run", "00", "01", "-p", "lr", "1e-3", "-p", "eps", "-1", "--fresh"]) == 0
     assert cli.main(["run", "--profile", "smoke", "--out", "o"]) == 0
     assert cli.main(["run", "00", "--update"]) == 1

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
-from faceadv import adaptive, attacks, ddnm, objectives, purifiers, train_prior
+from faceadv import adaptive, attacks, ddnm, objectives, precision, purifiers
 
 OPERATORS = {f"x{scale}": ddnm.super_resolution(scale) for scale in (2, 4, 8)} | {"colour": ddnm.colourisation()}
 
@@ -15,7 +15,7 @@ OPERATORS = {f"x{scale}": ddnm.super_resolution(scale) for scale in (2, 4, 8)} |
 @pytest.fixture(scope="module")
 def prior():
     torch.manual_seed(0)
-    unet = train_prior.build(16, (16, 32)).eval().requires_grad_(False)
+    unet = prior.build(16, (16, 32)).eval().requires_grad_(False)
     return unet, DDPMScheduler()
 
 
@@ -61,7 +61,7 @@ def test_a_batch_is_its_images(x, prior):
 @pytest.mark.parametrize("eta", [0.0, 0.85, 1.0])
 def test_it_is_the_published_loop(eta, x, monkeypatch):
     """Written out once more, with a network that depends on image and time."""
-    monkeypatch.setattr(ddnm, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: False)
     sums = DDPMScheduler().alphas_cumprod.double()
     asked = []
 
@@ -89,7 +89,7 @@ def test_it_is_the_published_loop(eta, x, monkeypatch):
 
 def test_time_travel_makes_the_prediction_noisy_again(x, monkeypatch):
     """Not the corrected one: its noise is new, its measurement is put back at the next step."""
-    monkeypatch.setattr(ddnm, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: False)
     sums, seen = DDPMScheduler().alphas_cumprod, []
 
     def network(noisy, t):
@@ -146,7 +146,7 @@ def test_two_stage(orl, prior):
 
 
 def test_diffpure_goes_back_along_a_network_that_knows_the_image(x, monkeypatch):
-    monkeypatch.setattr(ddnm, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: False)
     sums, asked = DDPMScheduler().alphas_cumprod, []
     image = (x + 1) / 2
 

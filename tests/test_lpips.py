@@ -7,7 +7,9 @@ import torch.nn.functional as F
 import torchmetrics
 import torchvision
 
-from faceadv import cloaks, lpips, weights
+from faceadv import cloaks
+from faceadv.networks import lpips
+from faceadv.store import weights
 
 FILE = "alexnet-owt-7be5be79.pth"
 

@@ -8,8 +8,9 @@ import sys
 import nbformat
 import pytest
 
-from faceadv import profiles, records, run
-from faceadv.paths import PROJECT
+from faceadv import records
+from faceadv.course import profiles, run
+from faceadv.store.paths import PROJECT
 
 NOTEBOOKS = run.select(["all"])
 
@@ -52,7 +53,7 @@ def test_runs_silently_and_replays_to_the_same_numbers(executed):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_committed_outputs_are_of_this_source_and_profile_orl(path):
     notebook = nbformat.read(path, as_version=4)
-    assert run.is_current(path), f"{path.name} was edited after it ran: make update"
+    assert notebook.is_current(path), f"{path.name} was edited after it ran: make update"
     assert notebook.metadata["faceadv"]["profile"] == "orl"
     assert notebook.metadata["faceadv"]["seconds"] < 180
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]

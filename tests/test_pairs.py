@@ -5,8 +5,9 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from faceadv import faces, fetch, pairs, recognisers, verification
-from faceadv.lfw_people import dev_people
+from faceadv import faces, pairs, recognisers, verification
+from faceadv.store import datasets
+from faceadv.store.lfw_people import dev_people
 
 
 def test_all_pairs(orl):
@@ -46,7 +47,7 @@ def test_lfw_people(lfw, lfw_root):
     sizes = {which: len(pairs.lfw_people(lfw, which)) for which in ("train", "test", "closed", "deid")}
     assert sizes == {"train": 4038, "test": 1711, "closed": 47, "deid": 30}
     for which, name in (("train", "peopleDevTrain.txt"), ("test", "peopleDevTest.txt")):
-        lines = fetch.lfw_file(name).read_text().splitlines()[1:]
+        lines = datasets.lfw_file(name).read_text().splitlines()[1:]
         assert dev_people(lfw.names, which) == sorted(line.split("\t")[0] for line in lines if line.strip())
 
 

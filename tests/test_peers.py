@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from faceadv import ddnm, records
-from faceadv.paths import PROJECT
+from faceadv.networks import prior
+from faceadv.store.paths import PROJECT
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_the_peers_attack_is_ours(peers):
 
 
 def test_the_plain_loop_is_ddnm(peers):
-    unet, schedule = ddnm.load_prior()
+    unet, schedule = prior.load()
     y = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         plain = peers.plain_ddnm(y, ddnm.super_resolution(2), unet, schedule, 3)

@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from faceadv import ddnm, train_prior, training, weights
+from faceadv import ddnm
+from faceadv.networks import prior
+from faceadv.store import weights
+from faceadv.training import loop
+from faceadv.training import prior as train_prior
 
 SMALL = {"side": 16, "widths": (16, 32), "batch": 8}
 
@@ -31,7 +35,7 @@ def test_training_learns_resumes_and_saves(chips, tmp_path, monkeypatch, killed_
 
     monkeypatch.setitem(train_prior.SETTINGS, "smoke", SMALL | {"steps": 60})
     train_prior.save(tmp_path / "pipeline", "smoke", tmp_path / "whole")
-    unet, schedule = ddnm.load_prior(str(tmp_path / "pipeline"))
+    unet, schedule = prior.load(str(tmp_path / "pipeline"))
     assert len(schedule.alphas_cumprod) == 1000
     assert all(torch.allclose(v, unet.state_dict()[key], atol=1e-3) for key, v in whole.state_dict().items())
     x, t = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)), 10
@@ -46,16 +50,16 @@ def test_shipping(chips, tmp_path, monkeypatch):
     assert train_prior.ship("smoke", tmp_path / "run") == tmp_path / "prior" == weights.find("prior")
     assert weights.check_one("prior") == (True, "prior: SHA-256 as shipped")
     assert len(weights.shipped()["prior"]) == 4
-    unet, schedule = ddnm.load_prior()
+    unet, schedule = prior.load()
     faces = ddnm.sample(unet, schedule, 2, steps=3)
     assert faces.shape == (2, 3, 16, 16)
     torch.testing.assert_close(ddnm.sample(unet, schedule, 1, steps=3, seed=1), faces[1:], atol=0.02, rtol=0)
     assert (tmp_path / "prior.png").stat().st_size > 1000
-    assert [row["step"] for row in training.read_log(tmp_path / "prior.log.jsonl")] == [2]
+    assert [row["step"] for row in loop.read_log(tmp_path / "prior.log.jsonl")] == [2]
     assert not [path for path in tmp_path.iterdir() if path.is_dir() and path.name not in ("run", "prior")]
 
 
 def test_a_prior_that_is_not_there(tmp_path):
     for place in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(FileNotFoundError, match="is no diffusion model here"):
-            ddnm.load_prior(str(place))
+            prior.load(str(place))

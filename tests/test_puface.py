@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from faceadv import adaptive, cloaks, metrics, puface, purifiers, train_puface, training, weights
+from faceadv import adaptive, cloaks, metrics, purifiers
+from faceadv.networks import puface
+from faceadv.store import weights
+from faceadv.training import loop
+from faceadv.training import puface as train_puface
 
 
 def cloaked(images):
@@ -27,20 +31,20 @@ def test_starts_as_the_identity_and_keeps_the_range(orl):
 def test_amplify(orl):
     x = orl.images[:3]
     c = cloaked(x)
-    assert torch.equal(puface.amplify(x, c, 0), x)
-    torch.testing.assert_close(puface.amplify(x, c, 1.0), c)
-    each = puface.amplify(x, c, torch.tensor([0.0, 1.0, 3.0]))
+    assert torch.equal(train_puface.amplify(x, c, 0), x)
+    torch.testing.assert_close(train_puface.amplify(x, c, 1.0), c)
+    each = train_puface.amplify(x, c, torch.tensor([0.0, 1.0, 3.0]))
     torch.testing.assert_close(each[2], (x[2] + 3 * (c[2] - x[2])).clamp(0, 1))
     assert torch.equal(each[0], x[0])
 
 
 def test_losses(orl, dlib):
     x, other = orl.images[:2], orl.images[10:12]
-    value = puface.terms(other, x, [dlib])
+    value = train_puface.terms(other, x, [dlib])
     assert value["image"] == pytest.approx((other - x).abs().mean().item())
     cosine = torch.nn.functional.cosine_similarity(dlib.embed(other), dlib.embed(x)).mean()
     assert value["feature"] == pytest.approx(1 - cosine.item(), abs=0.02)  # in bfloat16
-    assert all(v == pytest.approx(0, abs=1e-3) for v in puface.terms(x, x, [dlib]).values())
+    assert all(v == pytest.approx(0, abs=1e-3) for v in train_puface.terms(x, x, [dlib]).values())
 
 
 def test_training_learns_and_resumes_to_the_same_weights(orl, dlib, tmp_path, killed_after):
@@ -118,6 +122,6 @@ def test_the_command_cloaks_trains_and_ships(orl, tmp_path, monkeypatch):
     assert [row["step"] for row in rows] == list(range(1, train_puface.SETTINGS["smoke"]["steps"] + 1))
     monkeypatch.setattr(weights, "SHIPPED", tmp_path)
     assert train_puface.ship(out=folder) == tmp_path / "puface.safetensors"
-    state = training.resume(folder / "last.pt")["network"]
+    state = loop.resume(folder / "last.pt")["network"]
     shipped = puface.load().state_dict()
     assert all(torch.allclose(value, shipped[key], atol=1e-3) for key, value in state.items())

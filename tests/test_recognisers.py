@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from faceadv import recognisers
+from faceadv import precision, recognisers
 
 CASIA = "20180408-102900-casia-webface.pt"
 
@@ -137,7 +137,7 @@ def test_gradient_agrees_with_differences(dlib, orl):
 
 def test_fast_agrees_with_float32(dlib, orl, monkeypatch):
     # where it is not native it is slow, but right
-    monkeypatch.setattr(recognisers, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
     reference = dlib.embed(orl).roll(1, 0)
     results = []
     for fast in (False, True):
@@ -154,13 +154,13 @@ def test_fast_agrees_with_float32(dlib, orl, monkeypatch):
 
 
 def test_float32_switch_and_default(dlib, orl, monkeypatch):
-    monkeypatch.setattr(recognisers, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
     exact = recognisers.Recogniser("dlib", dlib.network, 0.6, precision="float32")
     expected = dlib.embed(orl[:2])
     assert torch.equal(exact.embed(orl[:2], fast=True), expected)
     with torch.autocast("cpu", torch.bfloat16):  # a score is float32 whatever surrounds it
         assert torch.equal(dlib.embed(orl[:2]), expected)
-    monkeypatch.setattr(recognisers, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: False)
     assert torch.equal(dlib.embed(orl[:2], fast=True), expected)
 
 
@@ -177,8 +177,8 @@ def test_float32_switch_and_default(dlib, orl, monkeypatch):
 def test_has_bfloat16(monkeypatch, capabilities, onednn, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
-    assert bool(recognisers.has_bfloat16("cpu")) is expected
-    assert not recognisers.has_bfloat16("meta")
+    assert bool(precision.has_bfloat16("cpu")) is expected
+    assert not precision.has_bfloat16("meta")
 
 
 def test_gradient_leaves_the_network_alone(dlib, orl):

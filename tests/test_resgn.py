@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from faceadv import adaptive, attacks, metrics, objectives, purifiers, recognisers, resgn, train_resgn, training
+from faceadv import adaptive, attacks, metrics, objectives, purifiers, recognisers
+from faceadv.networks import resgn
+from faceadv.training import loop
+from faceadv.training import resgn as train_resgn
 
 SMALL = {"blocks": 1, "width": 8, "shrink": 2, "batch": 4, "lr": 1e-3}
 
@@ -45,24 +48,24 @@ def test_the_papers_size():
 
 def test_probability_of_different():
     d = torch.tensor([0.0, 0.5, 1.0, 2.5, 4.0, 9.0])
-    torch.testing.assert_close(resgn.different(d, tau=1.0), torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0, 1.0]))
+    torch.testing.assert_close(train_resgn.different(d, tau=1.0), torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0, 1.0]))
 
 
 def test_terms_are_the_equations(orl, dlib):
     cleaned, legitimate = orl.images[1:4], orl.images[:3]
-    got = resgn.terms(cleaned, legitimate, dlib)
-    assert list(got) == list(resgn.TERMS)
+    got = train_resgn.terms(cleaned, legitimate, dlib)
+    assert list(got) == list(train_resgn.TERMS)
     assert got["pixel"] == pytest.approx((cleaned - legitimate).square().mean().item(), rel=1e-5)
     d = (dlib.embed(cleaned) - dlib.embed(legitimate)).square().sum(1).double()
     expected = [-np.log(1 - (0.5 * v / 0.36 if v <= 0.36 else 0.5 + 0.5 * (v - 0.36) / 3.64)) for v in d.tolist()]
     assert got["verification"].item() == pytest.approx(np.mean(expected), rel=1e-4)
     assert got["texture"] > 0
-    nothing = resgn.terms(legitimate, legitimate, dlib)
+    nothing = train_resgn.terms(legitimate, legitimate, dlib)
     assert all(value == pytest.approx(0, abs=1e-6) for value in nothing.values())
 
 
 def test_another_texture_network(orl, dlib):
-    got = resgn.terms(orl.images[1:2], orl.images[:1], dlib, texture=lambda x: x[:, :, ::4, ::4] * 2)
+    got = train_resgn.terms(orl.images[1:2], orl.images[:1], dlib, texture=lambda x: x[:, :, ::4, ::4] * 2)
     expected = 4 * (orl.images[1:2] - orl.images[:1])[:, :, ::4, ::4].square().mean()
     assert got["texture"] == pytest.approx(expected.item(), rel=1e-5)
 
@@ -78,7 +81,7 @@ def test_the_papers_texture_is_asked_for_by_name(monkeypatch, tmp_path):
 
 def test_gradient_lengths():
     w = torch.tensor([3.0, 4.0], requires_grad=True)
-    assert resgn.balance({"a": w.square().sum() / 2, "b": 10 * w.sum()}, [w]) == pytest.approx(
+    assert train_resgn.balance({"a": w.square().sum() / 2, "b": 10 * w.sum()}, [w]) == pytest.approx(
         {"a": 5.0, "b": 200**0.5}
     )
 
@@ -88,8 +91,8 @@ def test_fresh_attacks_mislead_the_recogniser(orl, dlib, mixed):
     embeddings = recognisers.embed_faces(dlib, orl)
     rows = torch.arange(0, 160, 10)
     x = orl.images[rows]
-    moved = train_resgn.adversarial(x, orl.labels, embeddings, rows, dlib, training.generator(0, 3), mixed)
-    again = train_resgn.adversarial(x, orl.labels, embeddings, rows, dlib, training.generator(0, 3), mixed)
+    moved = train_resgn.adversarial(x, orl.labels, embeddings, rows, dlib, loop.generator(0, 3), mixed)
+    again = train_resgn.adversarial(x, orl.labels, embeddings, rows, dlib, loop.generator(0, 3), mixed)
     assert torch.equal(moved, again)
     size = metrics.linf(moved, x)
     assert size.max() <= 10 / 255 + 1e-6
@@ -107,7 +110,7 @@ def test_training_learns_and_resumes_to_the_same_weights(orl, dlib, tmp_path):
         return train_resgn.train(chips, labels, dlib, steps=24, out=out, every=5, **SMALL | more)
 
     (whole,), log = run(tmp_path / "whole")
-    assert log[-1].keys() == {"step", *(f"pixel+texture+verification: {term}" for term in resgn.TERMS)}
+    assert log[-1].keys() == {"step", *(f"pixel+texture+verification: {term}" for term in train_resgn.TERMS)}
     assert not any(p.requires_grad for p in whole.parameters())
     assert not whole.training
     code = (
@@ -122,7 +125,7 @@ def test_training_learns_and_resumes_to_the_same_weights(orl, dlib, tmp_path):
         time.sleep(0.05)
     process.kill()
     process.wait()
-    assert training.resume(cut / "last.pt")["step"] < 24
+    assert loop.resume(cut / "last.pt")["step"] < 24
     (resumed,), _ = run(cut, resume=True)
     for key, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[key]), key
@@ -136,7 +139,7 @@ def test_the_warm_up_is_pixels_alone(orl, dlib, monkeypatch):
     _, log = train_resgn.train(chips, labels, dlib, steps=6, **SMALL)
     pixel, every = (
         {"step", "pixel+texture+verification: pixel"},
-        {f"pixel+texture+verification: {t}" for t in resgn.TERMS},
+        {f"pixel+texture+verification: {t}" for t in train_resgn.TERMS},
     )
     assert [set(row) for row in log] == [pixel] * 2 + [every | {"step"}] * 4
 
@@ -159,7 +162,9 @@ def test_the_log_that_ships_is_of_the_run_that_ships():
 
 def test_losses_side_by_side_share_everything_but_the_loss(orl, dlib):
     chips, labels = np.array(orl.chips[:40]), orl.labels[:40]
-    (pixel, joint), _ = train_resgn.train(chips, labels, dlib, steps=24, losses=(("pixel",), resgn.TERMS), **SMALL)
+    (pixel, joint), _ = train_resgn.train(
+        chips, labels, dlib, steps=24, losses=(("pixel",), train_resgn.TERMS), **SMALL
+    )
     (alone,), _ = train_resgn.train(chips, labels, dlib, steps=24, losses=(("pixel",),), **SMALL)
     assert all(torch.equal(v, alone.state_dict()[k]) for k, v in pixel.state_dict().items())
     assert not torch.equal(pixel.tail.weight, joint.tail.weight)

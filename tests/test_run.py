@@ -14,7 +14,8 @@ import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from faceadv import cli, page, plots, profiles, run
+from faceadv import cli, plots
+from faceadv.course import notebook, page, profiles, run
 
 PARAMETERS = """profile: str = "orl"  # which
 seed: int = 0
@@ -261,11 +262,11 @@ def test_update_writes_outputs_and_records_but_no_path_of_this_machine(course, t
     assert not any("papermill" in cell.metadata for cell in after.cells)
     assert str(tmp_path) not in source.read_text()
     assert (tmp_path / "committed" / "orl" / "00_a.json").exists()
-    assert run.is_current(source)
+    assert notebook.is_current(source)
     after.cells[-1].source = "6 * 8"
     nbformat.write(after, source)
-    assert not run.is_current(source)
-    assert not run.is_current(private)
+    assert not notebook.is_current(source)
+    assert not notebook.is_current(private)
 
 
 class Loads(HTMLParser):

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 
-from faceadv.paths import PROJECT
+from faceadv.store.paths import PROJECT
 
 
 def test_the_site_builds_and_every_notebook_can_be_opened_elsewhere(tmp_path):

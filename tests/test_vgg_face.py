@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from test_fetch import PAGE, cut_short, left, serve
 from torch import nn
 
-from faceadv import classifiers, vgg_face, weights
+from faceadv import classifiers
+from faceadv.networks import vgg_face
+from faceadv.store import weights
 
 FILE = "vgg_face_dag.pth"
 PLAN = [("1_1", 4), ("1_2", 4), ("2_1", 6), ("2_2", 6), ("3_1", 8), ("3_2", 8), ("3_3", 8)]

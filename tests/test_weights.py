@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from test_fetch import PAGE, cut_short, left, serve
 
-from faceadv import weights
+from faceadv.store import weights
 
 FETCHED = ("facenet-vggface2", "facenet-casia", "vgg-face", "alexnet")
 CASIA, VGGFACE2 = "20180408-102900-casia-webface.pt", "20180402-114759-vggface2.pt"

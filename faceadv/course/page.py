@@ -13,8 +13,8 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from pygments.formatters import HtmlFormatter
 
-from faceadv import profiles
-from faceadv.paths import replacing
+from faceadv.course import notebook as notebooks
+from faceadv.store.paths import replacing
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 STATE = "application/vnd.jupyter.widget-state+json"
@@ -67,7 +67,7 @@ def write_index(out, profile):
     parts = []
     for path in sorted((out / profile).glob("*.ipynb")):
         try:
-            notebook = profiles.read_notebook(path)
+            notebook = notebooks.read(path)
         except ValueError:  # a run was killed while it was being written
             continue
         notebook = _still(notebook)

@@ -21,10 +21,12 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import ensure_event_loop
 from nbclient.exceptions import DeadKernelError
 
-from faceadv import cluster, page, profiles, records
-from faceadv.paths import PROJECT, nearest, replacing
+from faceadv import parallel, records
+from faceadv.course import notebook as notebooks
+from faceadv.course import page, profiles
+from faceadv.store.paths import PROJECT, nearest, replacing
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 RESULTS = PROJECT / "results"
 KERNEL_ENVIRONMENT = {
     # glibc gives freed memory back at once and page-faults on the next tensor: up to three times slower
@@ -98,7 +100,7 @@ def sweep(names, profile="orl", overrides=None, out="build", scheduler="single",
     Each has a folder of its own in ``out``, called after its values. Returns ``(table, results)``: all numbers of all
     records (``records.collect``), also written to OUT/sweep.csv, and the results of all runs, named with their folders.
     If one parameter varies and is a number, OUT/sweep.png shows the first numbers that have intervals. scheduler,
-    workers: as for ``cluster.compute``; its workers need not share a disk, only records come back then. Errors as in
+    workers: as for ``parallel.compute``; its workers need not share a disk, only records come back then. Errors as in
     ``run``, before anything runs.
     """
     out, paths = Path(out).resolve(), select([names] if isinstance(names, str) else names)
@@ -109,7 +111,7 @@ def sweep(names, profile="orl", overrides=None, out="build", scheduler="single",
     folders = {"_".join(f"{name}={value}" for name, value in values.items()) or ".": values for values in points}
     arguments = {"names": [path.stem for path in paths], "profile": profile, "points": folders, "out": str(out)}
     results, entries = [], []
-    for folder, (found, texts) in cluster.compute(_point, folders, scheduler, workers, **arguments, **options):
+    for folder, (found, texts) in parallel.compute(_point, folders, scheduler, workers, **arguments, **options):
         results += [dataclasses.replace(result, name=f"{folder} {result.name}") for result in found]
         for stem, text in texts.items():
             place = records.place(out / folder / "results", profile, stem)
@@ -171,7 +173,7 @@ def summary(results):
 
 def _key(path, values):
     """What an executed copy depends on, as one hash."""
-    cells = [[cell.cell_type, cell.source] for cell in profiles.read_notebook(path).cells]
+    cells = [[cell.cell_type, cell.source] for cell in notebooks.read(path).cells]
     versions = [importlib.metadata.version(name) for name in ("torch", "numpy")]
     parts = [cells, values, _package(), versions, os.environ.get("FACEADV_DATA")]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -202,7 +204,7 @@ def _finished(copy, key, out):
 
 
 def _run_one(path, values, copy, meta, label, quiet, out):
-    notebook = profiles.read_notebook(path)
+    notebook = notebooks.read(path)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
@@ -267,7 +269,7 @@ def _save(notebook, path):
 
 def _read_executed(copy, otherwise):
     try:
-        return profiles.read_notebook(copy)
+        return notebooks.read(copy)
     except ValueError:  # interrupted in the middle of papermill's own writing
         return otherwise
 
@@ -351,7 +353,7 @@ def update(names, out="build", fresh=False, quiet=False):
 
 def _with_outputs(source, executed, out):
     """The notebook ``source`` with the outputs of its executed copy, and nothing else of it."""
-    notebook, copy = profiles.read_notebook(source), profiles.read_notebook(executed)
+    notebook, copy = notebooks.read(source), notebooks.read(executed)
     ran = [cell for cell in copy.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     count = 0
     for cell, other in zip(notebook.cells, ran, strict=True):
@@ -372,7 +374,7 @@ def _with_outputs(source, executed, out):
     meta = copy.metadata["faceadv"]
     notebook.metadata["faceadv"] = {
         "profile": meta["profile"],
-        "source_sha256": source_sha256(notebook),
+        "source_sha256": notebooks.source_sha256(notebook),
         "seconds": meta["seconds"],
         "peak_mib": meta["peak_mib"],
     }
@@ -390,15 +392,3 @@ def _refuse_machine_paths(notebook, name, out):
         found = re.search("|".join(sorted(folders)), text.replace(r"\\", "\\"))
         if found:
             raise ValueError(f"{name} was not updated: {where} prints {found[0]}, a folder of this machine.")
-
-
-def source_sha256(notebook):
-    """A hash of a notebook's code."""
-    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    return hashlib.sha256(json.dumps(code).encode()).hexdigest()
-
-
-def is_current(path):
-    """Whether the outputs in a committed notebook belong to the code in it."""
-    notebook = profiles.read_notebook(Path(path))
-    return notebook.metadata.get("faceadv", {}).get("source_sha256") == source_sha256(notebook)

@@ -10,12 +10,16 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler
 from diffusers.training_utils import EMAModel
 from torchvision.utils import save_image
 
-from faceadv import ddnm, recognisers, training, weights
-from faceadv.paths import cache_root, replacing
+from faceadv import ddnm
+from faceadv.networks import prior as network
+from faceadv.precision import autocast
+from faceadv.store import weights
+from faceadv.store.paths import cache_root, replacing
+from faceadv.training import loop
 
 SETTINGS = {
     "smoke": {"side": 16, "widths": (16, 32), "steps": 6, "batch": 4},
@@ -28,20 +32,6 @@ LOG = weights.SHIPPED / "prior.log.jsonl"
 MEAN = 50  # steps a row of the shipped log
 
 
-def build(side, widths):
-    """A UNet of diffusers for RGB images of ``side``, one block a level, attention on the lowest one."""
-    plain = len(widths) - 1
-    return UNet2DModel(
-        sample_size=side,
-        layers_per_block=1,
-        block_out_channels=widths,
-        down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",),
-        up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * plain,
-        attention_head_dim=32,
-        norm_num_groups=16,
-    )
-
-
 def train(chips, *, side, widths, steps, batch, out=None, resume=False, seed=0, device="cpu", every=100, lr=3e-4):
     """Train on chips (N, 3, 112, 112) uint8, in [-1, 1] at ``side``; returns ``(unet, log)``, the UNet of mean weights.
 
@@ -49,31 +39,30 @@ def train(chips, *, side, widths, steps, batch, out=None, resume=False, seed=0, 
     of the images are mirrored. out, resume, every: as for the other trainings here.
     """
     torch.manual_seed(seed)
-    unet = build(side, widths).to(device, memory_format=torch.channels_last).train()
+    unet = network.build(side, widths).to(device, memory_format=torch.channels_last).train()
     mean = EMAModel(unet.parameters(), decay=DECAY)
     optimiser = torch.optim.AdamW(unet.parameters(), lr, weight_decay=0)
     schedule = DDPMScheduler()
     start, rows = 0, []
-    state = training.begin(out, resume)
+    state = loop.begin(out, resume)
     if state:
         unet.load_state_dict(state["unet"])
         mean.load_state_dict(state["mean"])
         optimiser.load_state_dict(state["optimiser"])
         start = state["step"]
-    kind, half = torch.device(device).type, recognisers.has_bfloat16(device)
-    for step in training.progress(start, steps):
-        draw = training.generator(seed, step)
+    for step in loop.progress(start, steps):
+        draw = loop.generator(seed, step)
         x = torch.from_numpy(chips[torch.randint(len(chips), (batch,), generator=draw).numpy()]).float().div_(127.5) - 1
         flip = torch.rand(batch, 1, 1, 1, generator=draw) < 0.5
         x = F.interpolate(torch.where(flip, x.flip(3), x), side, mode="bilinear", antialias=True, align_corners=False)
         noise = torch.randn(x.shape, generator=draw)
         t = torch.randint(1000, (batch,), generator=draw)
         noisy = schedule.add_noise(x, noise, t).to(device).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(kind, torch.bfloat16, enabled=half):
+        with autocast(device):
             guess = unet(noisy, t.to(device)).sample
         loss = F.mse_loss(guess.float(), noise.to(device))
         for group in optimiser.param_groups:
-            group["lr"] = training.one_cycle(step, steps, lr)
+            group["lr"] = loop.one_cycle(step, steps, lr)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
@@ -81,7 +70,7 @@ def train(chips, *, side, widths, steps, batch, out=None, resume=False, seed=0, 
         mean.step(unet.parameters())
         rows.append({"step": step + 1, "loss": loss.item()})
         if out:
-            training.log(out / "log.jsonl", rows[-1])
+            loop.log(out / "log.jsonl", rows[-1])
             if (step + 1) % every == 0 or step + 1 == steps:
                 state = {
                     "step": step + 1,
@@ -89,7 +78,7 @@ def train(chips, *, side, widths, steps, batch, out=None, resume=False, seed=0, 
                     "mean": mean.state_dict(),
                     "optimiser": optimiser.state_dict(),
                 }
-                training.save(out / "last.pt", state)
+                loop.save(out / "last.pt", state)
     mean.copy_to(unet.parameters())
     return unet.eval().requires_grad_(False), rows
 
@@ -98,7 +87,7 @@ def main(profile="lfw", resume=False, root=None, out=None, seed=0):
     """Train with the profile's size, checkpointing every 100 steps; returns the folder with the checkpoint and log."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     out = out or cache_root() / "train" / f"prior-{profile}"
-    chips = np.array(training.students(root).chips)
+    chips = np.array(loop.students(root).chips)
     train(chips, out=out, resume=resume, seed=seed, device=device, **SETTINGS[profile])
     return out
 
@@ -106,8 +95,8 @@ def main(profile="lfw", resume=False, root=None, out=None, seed=0):
 def save(folder, profile="lfw", out=None):
     """Write the mean weights of a run, finished or not, as a pipeline in diffusers' layout and float16."""
     out = out or cache_root() / "train" / f"prior-{profile}"
-    state = training.resume(out / "last.pt")
-    unet = build(SETTINGS[profile]["side"], SETTINGS[profile]["widths"])
+    state = loop.resume(out / "last.pt")
+    unet = network.build(SETTINGS[profile]["side"], SETTINGS[profile]["widths"])
     mean = EMAModel(unet.parameters())
     mean.load_state_dict(state["mean"])
     mean.copy_to(unet.parameters())
@@ -124,8 +113,8 @@ def ship(profile="lfw", out=None):
             place = folder / path.relative_to(part)
             with replacing(place) as new:
                 shutil.copyfile(path, new)
-    training.write_log(weights.SHIPPED / LOG.name, training.read_log(out / "log.jsonl", MEAN))
+    loop.write_log(weights.SHIPPED / LOG.name, loop.read_log(out / "log.jsonl", MEAN))
     weights.enter("prior", [path for path in sorted(folder.rglob("*")) if path.is_file()])
     with replacing(weights.SHIPPED / "prior.png") as part:
-        save_image(ddnm.sample(*ddnm.load_prior(), 32), part, nrow=8, padding=1, format="png")
+        save_image(ddnm.sample(*network.load(), 32), part, nrow=8, padding=1, format="png")
     return folder

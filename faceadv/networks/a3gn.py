@@ -11,14 +11,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from faceadv import weights
+from faceadv.store import weights
 
 CODE = 64  # numbers of the target's latent code
 # No pixel moves farther than this. Without a bound the generator paints faces away before it learns whose face to make.
 BOUND = 0.1
-# Mean absolute change that costs nothing (the hinge of AdvGAN, Xiao et al. 2018, equation 3). With a plain L1 loss it
-# learns to change nothing, for any small change of an untrained generator costs more than it gains.
-MARGIN = 0.03
 
 
 class Attention(nn.Module):
@@ -149,32 +146,6 @@ class Discriminator(nn.Module):
 
     def forward(self, images):
         return self.body((images * 2 - 1).contiguous(memory_format=torch.channels_last)).float()
-
-
-def generator_terms(made, images, code, wanted, recogniser, normal=None, instance=None, targets=None, margin=MARGIN):
-    """The generator's losses as a dict of scalars.
-
-    made, images (N, 3, H, W): G(x, z) and x; code: what ``A3GN.code`` gives; wanted (N, D): embeddings of the targets,
-    whose photos are ``targets``. normal, instance: discriminators, None to leave their loss out. cosine is
-    1 - cos(F(G), F(y)), reconstruction the mean absolute change beyond ``margin``, kl the divergence of q(z | y) from
-    N(0, I).
-    """
-    value = {"reconstruction": F.relu((made - images).abs().mean((1, 2, 3)) - margin).mean()}
-    embeddings = recogniser.embed(made, fast=True).float()
-    value["cosine"] = (1 - F.cosine_similarity(embeddings, wanted)).mean()
-    if normal is not None:
-        value["adversarial"] = -normal(made).mean()
-    if instance is not None:
-        value["instance"] = -instance(torch.cat([made, targets], 1)).mean()
-    _, mean, log_variance = code
-    if mean is not None:
-        value["kl"] = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-    return value
-
-
-def hinge(real, fake):
-    """The discriminators' loss: mean max(0, 1 - D(real)) + mean max(0, 1 + D(fake))."""
-    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
 
 
 def load():

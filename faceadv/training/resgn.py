@@ -4,11 +4,17 @@ import itertools
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-from faceadv import attacks, recognisers, resgn, training, weights
-from faceadv.paths import cache_root, nearest
-from faceadv.vgg_face import VGGFace
+from faceadv import attacks, recognisers
+from faceadv.networks.resgn import ResGN
+from faceadv.networks.vgg_face import VGGFace
+from faceadv.precision import autocast
+from faceadv.store import weights
+from faceadv.store.paths import cache_root, nearest
+from faceadv.training import loop
 
+TERMS = ("pixel", "texture", "verification")
 SETTINGS = {
     "smoke": {"blocks": 2, "width": 16, "shrink": 2, "steps": 12, "batch": 8},
     "orl": {"blocks": 2, "width": 32, "shrink": 2, "steps": 60, "batch": 16},
@@ -31,6 +37,52 @@ MEASURED = 10  # steps at its end over which gradient norms are averaged
 MEAN = 50  # steps of a row of the shipped log
 LOG = weights.SHIPPED / "resgn.log.jsonl"
 FIXED = {"pixel": 1.0, "texture": 1e4, "verification": 1e2}  # of the paper's lab, for other features than ours
+
+
+def different(squared, tau, top=4.0):
+    """s(d), the pair's probability of being different, from squared distances (N,): 0 at 0, 1/2 at tau, 1 at top.
+
+    Two straight pieces, as CleverHans' FaceNet example, from which ResGN's verification loss takes its softmax; 4 is
+    the largest squared distance of unit embeddings. tau is the squared threshold.
+    """
+    near = 0.5 * squared / tau
+    far = 0.5 + 0.5 * (squared - tau) / (top - tau)
+    return torch.where(squared <= tau, near, far).clamp(0, 1)
+
+
+def terms(cleaned, legitimate, recogniser, texture=None, names=TERMS):
+    """The losses of equations 2 to 4 that ``names`` has, as a dict of scalars.
+
+    cleaned, legitimate: (N, 3, H, W) in [0, 1]; texture: a network whose output is compared (VGG-Face's second fully
+    connected layer in the paper), by default ``recogniser.network.maps``, the maps of its last residual block.
+    The pair (cleaned, legitimate) is always of one person, so equation 4 is -log(1 - s(d)).
+    """
+    value = {"pixel": F.mse_loss(cleaned, legitimate)}
+    if set(names) != {"pixel"}:
+        with torch.no_grad():
+            target, wanted = _features(legitimate, recogniser, texture)
+        got, embeddings = _features(cleaned, recogniser, texture)
+        same = 1 - different((embeddings - wanted).square().sum(1), recogniser.threshold**2)
+        value["texture"] = F.mse_loss(got.float(), target.float())
+        value["verification"] = -same.clamp_min(1e-6).log().mean()
+    return {name: value[name] for name in names}
+
+
+def _features(images, recogniser, texture):
+    """Texture features and embeddings (N, D) float32; one forward pass gives both if texture is None."""
+    if texture is None:
+        maps = recogniser.network.maps(images)
+        return maps, recogniser.network.embedding(maps).float()
+    return texture(images), recogniser.embed(images, fast=True)
+
+
+def balance(losses, parameters):
+    """The gradient norm of each loss in the parameters: weights in inverse proportion give each an equal say."""
+    norms = {}
+    for name, loss in losses.items():
+        gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        norms[name] = torch.stack([g.float().square().sum() for g in gradients if g is not None]).sum().sqrt().item()
+    return norms
 
 
 def adversarial(images, labels, embeddings, rows, recogniser, draw, mixed=True):
@@ -95,7 +147,7 @@ def train(
     blocks,
     width,
     shrink,
-    losses=(resgn.TERMS,),
+    losses=(TERMS,),
     fixed=None,
     texture=None,
     out=None,
@@ -110,7 +162,7 @@ def train(
     Returns ``(networks, log)``: the networks, frozen in evaluation mode, and a list of dicts, one a step, whose keys
     are "step" and "NAMES: TERM" for each set and term, as "pixel+texture: pixel".
 
-    chips (N, 3, 112, 112) uint8 array and labels (N,) of the training people; losses: tuples of ``resgn.TERMS``.
+    chips (N, 3, 112, 112) uint8 array and labels (N,) of the training people; losses: tuples of ``TERMS``.
     fixed: their weights as a dict, by default inverse to their gradient norms, measured at the end of a warm-up in
     which pixels alone count. out: a folder for ``last.pt`` (every ``every`` steps) and ``log.jsonl``; with ``resume``
     a killed run goes on from there and ends with the same weights.
@@ -122,23 +174,22 @@ def train(
     networks = []
     for _ in losses:
         torch.manual_seed(seed)
-        network = resgn.ResGN(blocks, width, shrink).to(device)
+        network = ResGN(blocks, width, shrink).to(device)
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.momentum = min(0.1, 12 / first)  # long enough not to depend on the last few batches' attacks
         networks.append(network)
     optimisers = [torch.optim.Adam(network.parameters(), lr) for network in networks]
-    norms = [dict.fromkeys(resgn.TERMS, 0.0) for _ in losses]
+    norms = [dict.fromkeys(TERMS, 0.0) for _ in losses]
     start, rows = 0, []
-    state = training.begin(out, resume)
+    state = loop.begin(out, resume)
     if state:
         start, norms = state["step"], state["norms"]
         for network, optimiser, weights_, moments in zip(networks, optimisers, state["networks"], state["optimisers"]):
             network.load_state_dict(weights_)
             optimiser.load_state_dict(moments)
-    kind, half = torch.device(device).type, recognisers.has_bfloat16(device)
-    for step in training.progress(start, steps):
-        draw = training.generator(seed, step)
+    for step in loop.progress(start, steps):
+        draw = loop.generator(seed, step)
         chosen = torch.randint(len(chips), (batch,), generator=draw)
         legitimate = torch.from_numpy(chips[chosen.numpy()]).to(device).float().div_(255)
         attacked = adversarial(legitimate, labels, embeddings, chosen, recogniser, draw, step >= first)
@@ -148,24 +199,24 @@ def train(
             measuring = warm - measured <= step < warm and not fixed
             counted = ("pixel",) if step < warm else names
             network.train(step < first)
-            with torch.autocast(kind, torch.bfloat16, enabled=half):
+            with autocast(device):
                 cleaned = network(attacked)
-                value = resgn.terms(cleaned, legitimate, recogniser, texture, resgn.TERMS if measuring else counted)
+                value = terms(cleaned, legitimate, recogniser, texture, TERMS if measuring else counted)
             if measuring:
-                for name, length in resgn.balance(value, list(network.parameters())).items():
+                for name, length in balance(value, list(network.parameters())).items():
                     norm[name] += length
             total = sum(_weight(name, norm, fixed, step < warm) * value[name] for name in counted)
             if step == first:
                 optimiser.state.clear()  # moments of another task
             for group in optimiser.param_groups:
-                group["lr"] = training.one_cycle(step - begun, end - begun, lr)
+                group["lr"] = loop.one_cycle(step - begun, end - begun, lr)
             optimiser.zero_grad()
             total.backward()
             optimiser.step()
             row |= {f"{'+'.join(names)}: {term}": loss.item() for term, loss in value.items()}
         rows.append(row)
         if out:
-            training.log(out / "log.jsonl", row)
+            loop.log(out / "log.jsonl", row)
             if (step + 1) % every == 0 or step + 1 == steps:
                 state = {
                     "step": step + 1,
@@ -174,7 +225,7 @@ def train(
                     "norms": norms,
                     "size": {"blocks": blocks, "width": width, "shrink": shrink},
                 }
-                training.save(out / "last.pt", state)
+                loop.save(out / "last.pt", state)
     return [network.eval().requires_grad_(False) for network in networks], rows
 
 
@@ -203,7 +254,7 @@ def main(profile="lfw", resume=False, root=None, out=None, seed=0):
     settings = {"texture": "recogniser"} | SETTINGS[profile]
     texture = texture_network(settings.pop("texture"), device)
     out = out or cache_root() / "train" / f"resgn-{profile}"
-    data = training.students(root)
+    data = loop.students(root)
     recogniser = recognisers.load("dlib", device)
     train(
         np.array(data.chips),
@@ -221,21 +272,21 @@ def main(profile="lfw", resume=False, root=None, out=None, seed=0):
 
 def trained(folder):
     """The network of a run, finished or not, frozen in evaluation mode."""
-    state = training.resume(folder / "last.pt")
-    network = resgn.ResGN(**state["size"])
+    state = loop.resume(folder / "last.pt")
+    network = ResGN(**state["size"])
     network.load_state_dict(state["networks"][0])
     return network.eval().requires_grad_(False)
 
 
 def read_log(path=LOG):
     """The rows of a log, by default of the run that ships: a list of dicts, the mean of every ``MEAN`` steps a row."""
-    return training.read_log(path, 1 if path == LOG else MEAN)
+    return loop.read_log(path, 1 if path == LOG else MEAN)
 
 
 def ship(profile="lfw", out=None):
     """Write the shipped file and log from a finished run's checkpoint; returns the file's path."""
     out = out or cache_root() / "train" / f"resgn-{profile}"
-    state = training.resume(out / "last.pt")
+    state = loop.resume(out / "last.pt")
     tensors = {key: v for key, v in state["networks"][0].items() if not key.endswith("num_batches_tracked")}
-    training.write_log(weights.SHIPPED / LOG.name, read_log(out / "log.jsonl"))
+    loop.write_log(weights.SHIPPED / LOG.name, read_log(out / "log.jsonl"))
     return weights.ship("resgn", tensors | {key: torch.tensor(v) for key, v in state["size"].items()})

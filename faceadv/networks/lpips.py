@@ -8,7 +8,7 @@ import functools
 
 from torchmetrics.functional.image.lpips import _LPIPS
 
-from faceadv import weights
+from faceadv.store import weights
 
 
 def load(device="cpu"):

@@ -2,14 +2,13 @@
 
 import ast
 import itertools
-import json
 import re
 
-import nbformat
 import papermill
 import yaml
 
-from faceadv.paths import PROJECT, nearest
+from faceadv.course import notebook
+from faceadv.store.paths import PROJECT, nearest
 
 NOTEBOOKS = PROJECT / "notebooks"
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list}
@@ -75,17 +74,17 @@ def declared(notebook_path):
 
     A type is None where the cell does not say. Raises ``ValueError`` unless one cell has the tag.
     """
-    notebook = read_notebook(notebook_path)
-    tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    found = notebook.read(notebook_path)
+    tagged = [cell for cell in found.cells if "parameters" in cell.metadata.get("tags", [])]
     if len(tagged) != 1:
         raise ValueError(f"{notebook_path.name} has {len(tagged)} cells tagged parameters; it must have exactly one.")
     # papermill fills {…} in paths, so it gets the notebook itself
-    return {name: _type(entry) for name, entry in papermill.inspect_notebook(notebook).items()}
+    return {name: _type(entry) for name, entry in papermill.inspect_notebook(found).items()}
 
 
 def defaults(notebook_path):
     """What a notebook's parameters cell gives each parameter: name -> value."""
-    entries = papermill.inspect_notebook(read_notebook(notebook_path)).items()
+    entries = papermill.inspect_notebook(notebook.read(notebook_path)).items()
     return {name: ast.literal_eval(entry["default"]) for name, entry in entries}
 
 
@@ -142,18 +141,3 @@ def _with_point(text):
     if exponent is None:
         return mantissa
     return f"{mantissa}e{exponent}" if exponent[:1] in "+-" else f"{mantissa}e+{exponent}"
-
-
-def read_notebook(path):
-    """A notebook with what nbformat would warn about, or papermill miss, put right (in memory only)."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        minor, cells = content["nbformat_minor"], content["cells"]
-    except (ValueError, KeyError, TypeError) as e:
-        raise ValueError(f"{path.name} is not a notebook (nbformat 4).") from e
-    for number, cell in enumerate(cells):
-        if minor >= 5:
-            cell.setdefault("id", f"cell-{number}")
-    kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
-    content["metadata"]["kernelspec"] = kernel
-    return nbformat.reads(json.dumps(content), as_version=4)

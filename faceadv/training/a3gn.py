@@ -2,10 +2,15 @@
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torchvision.utils import save_image
 
-from faceadv import a3gn, pairs, recognisers, training, weights
-from faceadv.paths import cache_root, replacing
+from faceadv import pairs, recognisers
+from faceadv.networks.a3gn import A3GN, Discriminator
+from faceadv.precision import autocast
+from faceadv.store import weights
+from faceadv.store.paths import cache_root, replacing
+from faceadv.training import loop
 
 SETTINGS = {
     "smoke": {"width": 8, "blocks": 2, "steps": 6, "batch": 4},
@@ -15,13 +20,42 @@ SETTINGS = {
 SETTINGS["orl"] = SETTINGS["smoke"]
 # with discriminators of ten times this weight the generator hides from them before it learns whose face to make
 WEIGHTS = {"cosine": 10.0, "reconstruction": 50.0, "adversarial": 0.01, "instance": 0.01, "kl": 0.01}
+# Mean absolute change that costs nothing (the hinge of AdvGAN, Xiao et al. 2018, equation 3). With a plain L1 loss it
+# learns to change nothing, for any small change of an untrained generator costs more than it gains.
+MARGIN = 0.03
 SHEET = 8  # faces on a sample sheet
 LOG = weights.SHIPPED / "a3gn.log.jsonl"
 MEAN = 50  # steps a row of the shipped log
 
 
+def generator_terms(made, images, code, wanted, recogniser, normal=None, instance=None, targets=None, margin=MARGIN):
+    """The generator's losses as a dict of scalars.
+
+    made, images (N, 3, H, W): G(x, z) and x; code: what ``A3GN.code`` gives; wanted (N, D): embeddings of the targets,
+    whose photos are ``targets``. normal, instance: discriminators, None to leave their loss out. cosine is
+    1 - cos(F(G), F(y)), reconstruction the mean absolute change beyond ``margin``, kl the divergence of q(z | y) from
+    N(0, I).
+    """
+    value = {"reconstruction": F.relu((made - images).abs().mean((1, 2, 3)) - margin).mean()}
+    embeddings = recogniser.embed(made, fast=True).float()
+    value["cosine"] = (1 - F.cosine_similarity(embeddings, wanted)).mean()
+    if normal is not None:
+        value["adversarial"] = -normal(made).mean()
+    if instance is not None:
+        value["instance"] = -instance(torch.cat([made, targets], 1)).mean()
+    _, mean, log_variance = code
+    if mean is not None:
+        value["kl"] = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+    return value
+
+
+def hinge(real, fake):
+    """The discriminators' loss: mean max(0, 1 - D(real)) + mean max(0, 1 + D(fake))."""
+    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+
+
 def train(chips, labels, recogniser, *, steps, batch, width, blocks, factors=WEIGHTS, cvae=True, attention=True,
-          margin=a3gn.MARGIN, begin=None, embeddings=None, out=None, resume=False, seed=0, device="cpu", every=100,
+          margin=MARGIN, begin=None, embeddings=None, out=None, resume=False, seed=0, device="cpu", every=100,
           lr=1e-3):  # fmt: skip
     """Train a generator and its discriminators; returns ``(generator, log)``, the generator frozen.
 
@@ -34,9 +68,9 @@ def train(chips, labels, recogniser, *, steps, batch, width, blocks, factors=WEI
     embeddings = recognisers.embed_all(recogniser, chips) if embeddings is None else embeddings
     torch.manual_seed(seed)
     modules = {
-        "generator": a3gn.A3GN(embeddings.shape[1], width, blocks, cvae, attention),
-        "normal": a3gn.Discriminator(3, width),
-        "instance": a3gn.Discriminator(6, width),
+        "generator": A3GN(embeddings.shape[1], width, blocks, cvae, attention),
+        "normal": Discriminator(3, width),
+        "instance": Discriminator(6, width),
     }
     modules["generator"].mean.copy_(embeddings.mean(0))
     modules["generator"].spread.copy_(embeddings.std(0))
@@ -48,7 +82,7 @@ def train(chips, labels, recogniser, *, steps, batch, width, blocks, factors=WEI
         momentum = 0.9 if name == "generator" else 0.5
         optimisers[name] = torch.optim.Adam(module.parameters(), lr, betas=(momentum, 0.999))
     start, rows = 0, []
-    state = training.begin(out, resume)
+    state = loop.begin(out, resume)
     if state:
         start = state["step"]
         for name in modules:
@@ -56,21 +90,20 @@ def train(chips, labels, recogniser, *, steps, batch, width, blocks, factors=WEI
             optimisers[name].load_state_dict(state[f"{name} optimiser"])
     generator = modules["generator"]
     used = {n: modules[n] for n, loss in (("normal", "adversarial"), ("instance", "instance")) if factors.get(loss)}
-    kind, half = torch.device(device).type, recognisers.has_bfloat16(device)
-    halved = torch.autocast(kind, torch.bfloat16, enabled=half)
-    for step in training.progress(start, steps):
-        draw = training.generator(seed, step)
+    halved = autocast(device)
+    for step in loop.progress(start, steps):
+        draw = loop.generator(seed, step)
         sources, targets, others = pairs.triples(labels, batch, draw)
         x, y, o = (torch.from_numpy(chips[i.numpy()]).to(device).float().div_(255) for i in (sources, targets, others))
         wanted = embeddings[targets].to(device)
         for optimiser in optimisers.values():
             for group in optimiser.param_groups:
-                group["lr"] = training.one_cycle(step, steps, lr)
+                group["lr"] = loop.one_cycle(step, steps, lr)
         with halved:
             code = generator.code(wanted, draw)
             made = generator.generate(x, code[0])
             judges = used.get("normal"), used.get("instance")
-            value = a3gn.generator_terms(made, x, code, wanted, recogniser, *judges, y, margin)
+            value = generator_terms(made, x, code, wanted, recogniser, *judges, y, margin)
         total = sum(factors.get(name, 0) * loss for name, loss in value.items())
         optimisers["generator"].zero_grad()
         total.backward()
@@ -85,19 +118,19 @@ def train(chips, labels, recogniser, *, steps, batch, width, blocks, factors=WEI
         for name, discriminator in used.items():
             real, fake = sides[name]
             with halved:
-                loss = a3gn.hinge(discriminator(real), discriminator(fake))
+                loss = hinge(discriminator(real), discriminator(fake))
             optimisers[name].zero_grad()
             loss.backward()
             optimisers[name].step()
             row[f"{name} discriminator"] = loss.item()
         rows.append(row)
         if out:
-            training.log(out / "log.jsonl", row)
+            loop.log(out / "log.jsonl", row)
             if (step + 1) % every == 0 or step + 1 == steps:
                 state = {"step": step + 1}
                 for name in modules:
                     state |= {name: modules[name].state_dict(), f"{name} optimiser": optimisers[name].state_dict()}
-                training.save(out / "last.pt", state)
+                loop.save(out / "last.pt", state)
                 with replacing(out / f"sheet-{step + 1:06d}.png") as part:
                     sheet = torch.cat([x[:SHEET], made[:SHEET], 0.5 + 5 * (made - x)[:SHEET], y[:SHEET]])
                     save_image(sheet, part, nrow=min(SHEET, batch), format="png")
@@ -108,7 +141,7 @@ def main(profile="lfw", resume=False, root=None, out=None, seed=0):
     """Train with the profile's size, checkpointing every 100 steps; returns the folder with log and sheets."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     out = out or cache_root() / "train" / f"a3gn-{profile}"
-    data = training.students(root)
+    data = loop.students(root)
     recogniser = recognisers.load("dlib", device)
     train(
         np.array(data.chips),
@@ -126,5 +159,5 @@ def main(profile="lfw", resume=False, root=None, out=None, seed=0):
 def ship(profile="lfw", out=None):
     """Write the shipped file and log from a finished run's checkpoint; returns the file's path."""
     out = out or cache_root() / "train" / f"a3gn-{profile}"
-    training.write_log(weights.SHIPPED / LOG.name, training.read_log(out / "log.jsonl", MEAN))
-    return weights.ship("a3gn", training.resume(out / "last.pt")["generator"])
+    loop.write_log(weights.SHIPPED / LOG.name, loop.read_log(out / "log.jsonl", MEAN))
+    return weights.ship("a3gn", loop.resume(out / "last.pt")["generator"])

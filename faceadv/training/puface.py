@@ -4,9 +4,14 @@ import functools
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-from faceadv import cloaks, faces, pairs, puface, recognisers, training, weights
-from faceadv.paths import cache_root
+from faceadv import cloaks, faces, pairs, recognisers
+from faceadv.networks.puface import PuFace
+from faceadv.precision import autocast
+from faceadv.store import weights
+from faceadv.store.paths import cache_root
+from faceadv.training import loop
 
 SETTINGS = {
     "smoke": {"photos": 8, "cloak_steps": 2, "steps": 6, "batch": 4},
@@ -18,6 +23,22 @@ BETA = 1.0  # weight of the feature loss; at 0.1 the identity was not left in 60
 KAPPA = (1.0, 2.0)  # a cloak is amplified by a factor drawn from here; at 4 LowKey leaves no face
 NATURAL = 0.5  # share of photos without a cloak
 MODES = ("low", "mid", "high")
+
+
+def amplify(images, cloaked, factor):
+    """clip(x + factor (x_c - x)): a cloak, or none at factor 0, made stronger; factor a number or (N,)."""
+    factor = torch.as_tensor(factor, dtype=images.dtype, device=images.device).reshape(-1, 1, 1, 1)
+    return (images + factor * (cloaked - images)).clamp(0, 1)
+
+
+def terms(purified, natural, extractors):
+    """The image loss |P - x|_1 (mean) and the feature loss 1 - cos(F(P), F(x)), mean over extractors, as a dict."""
+    feature = 0.0
+    for extractor in extractors:
+        with torch.no_grad():
+            wanted = extractor.embed(natural, fast=True)
+        feature = feature + (1 - F.cosine_similarity(extractor.embed(purified, fast=True), wanted)).mean()
+    return {"image": (purified - natural).abs().mean(), "feature": feature / len(extractors)}
 
 
 def cloaked_photos(images, extractors, steps, part=48):
@@ -48,38 +69,37 @@ def train(natural, cloaked, extractors, *, steps, batch, beta=BETA, kappa=KAPPA,
     out, None the image loss; kappa: the range of amplification, (1, 1) for none.
     """
     torch.manual_seed(seed)
-    network = puface.PuFace().to(device).train()
+    network = PuFace().to(device).train()
     optimiser = torch.optim.Adam(network.parameters(), lr)
     start, rows = 0, []
-    state = training.begin(out, resume)
+    state = loop.begin(out, resume)
     if state:
         network.load_state_dict(state["network"])
         optimiser.load_state_dict(state["optimiser"])
         start = state["step"]
-    kind, half = torch.device(device).type, recognisers.has_bfloat16(device)
-    for step in training.progress(start, steps):
-        draw = training.generator(seed, step)
+    for step in loop.progress(start, steps):
+        draw = loop.generator(seed, step)
         chosen = torch.randint(len(natural), (batch,), generator=draw).numpy()
         x, c = (torch.from_numpy(a[chosen]).to(device).float().div_(255) for a in (natural, cloaked))
         factor = kappa[0] + (kappa[1] - kappa[0]) * torch.rand(batch, generator=draw)
         factor = torch.where(torch.rand(batch, generator=draw) < NATURAL, torch.zeros(batch), factor)
         flip = torch.rand(batch, generator=draw) < 0.5
-        amplified = puface.amplify(x, c, factor.to(device))
+        amplified = amplify(x, c, factor.to(device))
         x, amplified = (torch.where(flip.to(device)[:, None, None, None], a.flip(3), a) for a in (x, amplified))
-        with torch.autocast(kind, torch.bfloat16, enabled=half):
-            value = puface.terms(network(amplified), x, extractors)
+        with autocast(device):
+            value = terms(network(amplified), x, extractors)
         total = value["feature"] if beta is None else value["image"] + beta * value["feature"]
         for group in optimiser.param_groups:
-            group["lr"] = training.one_cycle(step, steps, lr)
+            group["lr"] = loop.one_cycle(step, steps, lr)
         optimiser.zero_grad()
         total.backward()
         optimiser.step()
         rows.append({"step": step + 1, **{name: loss.item() for name, loss in value.items()}})
         if out:
-            training.log(out / "log.jsonl", rows[-1])
+            loop.log(out / "log.jsonl", rows[-1])
             if (step + 1) % every == 0 or step + 1 == steps:
                 state = {"step": step + 1, "network": network.state_dict(), "optimiser": optimiser.state_dict()}
-                training.save(out / "last.pt", state)
+                loop.save(out / "last.pt", state)
     return network.eval().requires_grad_(False), rows
 
 
@@ -107,4 +127,4 @@ def main(profile="lfw", resume=False, root=None, out=None, seed=0):
 def ship(profile="lfw", out=None):
     """Write the shipped file from a finished run's checkpoint; returns its path."""
     out = out or cache_root() / "train" / f"puface-{profile}"
-    return weights.ship("puface", training.resume(out / "last.pt")["network"])
+    return weights.ship("puface", loop.resume(out / "last.pt")["network"])

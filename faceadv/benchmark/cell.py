@@ -21,22 +21,12 @@ import cloudpickle
 import numpy as np
 import torch
 
-from faceadv import (
-    a3gn,
-    adaptive,
-    attacks,
-    ddnm,
-    faces,
-    metrics,
-    objectives,
-    pairs,
-    purifiers,
-    recognisers,
-    verification,
-)
+from faceadv import adaptive, attacks, ddnm, faces, metrics, objectives, pairs, purifiers, recognisers, verification
 from faceadv.images import quantise
-from faceadv.paths import nearest
-from faceadv.weights import SHIPPED
+from faceadv.networks import a3gn, prior
+from faceadv.precision import has_bfloat16
+from faceadv.store.paths import nearest
+from faceadv.store.weights import SHIPPED
 
 GOALS = ("dodging", "impersonation")
 DIFFUSION = ("super-resolution", "colourisation", "two-stage")
@@ -324,7 +314,7 @@ def _defence(name, settings, own=None, other_draws=0):
 
 
 _fixed = functools.lru_cache(maxsize=16)(purifiers.load)
-_prior = functools.cache(ddnm.load_prior)
+_prior = functools.cache(prior.load)
 
 
 @torch.no_grad()
@@ -340,18 +330,16 @@ def _purified(images, defence):
 @functools.cache
 def _code():
     """A hash of the sources and weights that decide what is measured."""
-    here = Path(__file__).parent
-    names = ("cell", "a3gn", "adaptive", "attacks", "classic", "ddnm", "dlib_net", "images", "mobile", "objectives")
-    names += ("pairs", "puface", "purifiers", "recognisers", "resgn", "verification", "align", "faces", "lfw_people")
-    names += ("metrics", "weights")
-    parts = [(here / f"{name}.py").read_bytes() for name in names]
+    here = Path(__file__).parents[1]
+    rooms = [here, here / "networks", here / "store", Path(__file__).parent]
+    parts = [path.read_bytes() for room in rooms for path in sorted(room.glob("*.py"))]
     return hashlib.sha256(b"".join([*parts, (SHIPPED / "SHA256SUMS").read_bytes()])).hexdigest()
 
 
 def version(cell, settings, own=None):
     """A hash of all that a row depends on: cell, settings, code, weights, photos, precision, own callables."""
     mine = [own[name] for name in (cell.attack, cell.defence) if own and name in own]
-    parts = [repr(cell), repr(settings), _code(), _photos(settings.faces_name), str(recognisers.has_bfloat16("cpu"))]
+    parts = [repr(cell), repr(settings), _code(), _photos(settings.faces_name), str(has_bfloat16("cpu"))]
     parts += [_fingerprint(function) for function in mine]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

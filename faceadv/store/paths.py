@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pooch
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 
 
 def data_root():

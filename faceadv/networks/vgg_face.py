@@ -8,7 +8,7 @@ import math
 import torch.nn.functional as F
 from torch import nn
 
-from faceadv import weights
+from faceadv.store import weights
 
 STAGES = [2, 2, 3, 3, 3]  # convolutions before each pooling
 CONVOLUTIONS = [f"conv{stage}_{i}" for stage, count in enumerate(STAGES, 1) for i in range(1, count + 1)]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from faceadv import weights
+from faceadv.store import weights
 
 
 class PuFace(nn.Module):
@@ -47,22 +47,6 @@ def _pair(inputs, outputs):
         nn.GroupNorm(8, outputs),
         nn.SiLU(),
     )
-
-
-def amplify(images, cloaked, factor):
-    """clip(x + factor (x_c - x)): a cloak, or none at factor 0, made stronger; factor a number or (N,)."""
-    factor = torch.as_tensor(factor, dtype=images.dtype, device=images.device).reshape(-1, 1, 1, 1)
-    return (images + factor * (cloaked - images)).clamp(0, 1)
-
-
-def terms(purified, natural, extractors):
-    """The image loss |P - x|_1 (mean) and the feature loss 1 - cos(F(P), F(x)), mean over extractors, as a dict."""
-    feature = 0.0
-    for extractor in extractors:
-        with torch.no_grad():
-            wanted = extractor.embed(natural, fast=True)
-        feature = feature + (1 - F.cosine_similarity(extractor.embed(purified, fast=True), wanted)).mean()
-    return {"image": (purified - natural).abs().mean(), "feature": feature / len(extractors)}
 
 
 def load():

@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from faceadv import faces, pairs, recognisers, training, verification, weights
-from faceadv.lfw_people import dev_people
-from faceadv.mobile import DIMENSION, MobileNet
-from faceadv.paths import cache_root
+from faceadv import faces, pairs, recognisers, verification
+from faceadv.networks.mobile import DIMENSION, MobileNet
+from faceadv.store import weights
+from faceadv.store.lfw_people import dev_people
+from faceadv.store.paths import cache_root
+from faceadv.training import loop
 
 SCALE, MARGIN = 32.0, 0.25
 VALIDATION_PEOPLE = 300  # held out of the training people: they choose the threshold
@@ -78,7 +80,7 @@ def ship(profile="lfw", root=None, out=None, seed=0):
     out = out or cache_root() / "train" / f"mobile-{profile}"
     lfw = faces.load("lfw", root)
     network = MobileNet().eval()
-    network.load_state_dict(training.resume(out / "last.pt")["network"])
+    network.load_state_dict(loop.resume(out / "last.pt")["network"])
     threshold, validation = validate(network, lfw, split(lfw, seed)[1])
     state = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
     path = weights.ship("mobile", state | {"threshold": torch.tensor(threshold)})
@@ -114,7 +116,7 @@ def main(profile="lfw", resume=False, root=None, out=None, seed=0):
     optimiser = torch.optim.AdamW(
         [{"params": [*decay, centres], "weight_decay": 0.1}, {"params": other, "weight_decay": 0}], lr=1e-3
     )
-    start, state = 0, training.begin(out, resume)
+    start, state = 0, loop.begin(out, resume)
     if state:
         network.load_state_dict(state["network"])
         centres.data.copy_(state["centres"])
@@ -122,13 +124,13 @@ def main(profile="lfw", resume=False, root=None, out=None, seed=0):
         start = state["step"]
 
     steps, losses = settings["steps"], []
-    bar = training.progress(start, steps)
+    bar = loop.progress(start, steps)
     for step in bar:
-        draw = training.generator(seed, step)
+        draw = loop.generator(seed, step)
         rows = torch.multinomial(weight, settings["batch"], replacement=True, generator=draw)
         images = augment(torch.from_numpy(chips[rows.numpy()]).float().div_(255), draw).to(device)
         for group in optimiser.param_groups:
-            group["lr"] = training.one_cycle(step, steps, 2e-3)
+            group["lr"] = loop.one_cycle(step, steps, 2e-3)
         embeddings = network(images.contiguous(memory_format=torch.channels_last))
         loss = margin_loss(embeddings.float(), centres, labels[rows].to(device))
         optimiser.zero_grad()
@@ -137,10 +139,10 @@ def main(profile="lfw", resume=False, root=None, out=None, seed=0):
         optimiser.step()
         losses.append(loss.item())
         if (step + 1) % 50 == 0 or step + 1 == steps:
-            training.log(out / "log.jsonl", {"step": step + 1, "loss": float(np.mean(losses))})
+            loop.log(out / "log.jsonl", {"step": step + 1, "loss": float(np.mean(losses))})
             losses = []
         if (step + 1) % 250 == 0 or step + 1 == steps:
-            training.save(
+            loop.save(
                 out / "last.pt",
                 {
                     "step": step + 1,

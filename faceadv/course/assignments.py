@@ -25,8 +25,8 @@ from nbgrader.preprocessors import Execute, NbGraderPreprocessor
 from nbgrader.validator import Validator
 from traitlets.config import Config
 
-from faceadv.paths import PROJECT, nearest, replacing
-from faceadv.run import KERNEL_ENVIRONMENT
+from faceadv.course.run import KERNEL_ENVIRONMENT
+from faceadv.store.paths import PROJECT, nearest, replacing
 
 SOURCE = PROJECT / "assignments" / "source"
 TIMEOUT = 300  # seconds a cell

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pooch
 from PIL import Image
 
-from faceadv.paths import data_root, nearest, replacing
+from faceadv.store.paths import data_root, nearest, replacing
 
 NAMES = ("orl", "lfw")
 # scikit-learn's mirror of LFW on figshare and the SHA-256 it publishes (sklearn/datasets/_lfw.py);

@@ -9,7 +9,7 @@ import torch
 from tqdm import trange
 
 from faceadv import faces, pairs
-from faceadv.paths import replacing
+from faceadv.store.paths import replacing
 
 
 def save(path, state):

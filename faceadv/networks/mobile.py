@@ -6,7 +6,7 @@ its blocks are plain residual ones, which a CPU runs faster than depthwise bottl
 
 from torch import nn
 
-from faceadv import weights
+from faceadv.store import weights
 
 DIMENSION = 128
 STAGES = [(48, 1), (96, 2), (160, 2)]  # (channels, blocks); each stage halves the image

@@ -1,0 +1,1 @@
+"""What lies on the disk: paths, data sets, weights and the cache."""
