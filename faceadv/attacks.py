@@ -13,6 +13,7 @@ batch       images per forward pass: it changes time and memory, not the result
 
 import torch
 
+from faceadv.errors import Failed, Invalid
 from faceadv.images import check_images
 
 
@@ -54,7 +55,7 @@ def pfgvm(images, objective, *, alpha, lam, steps=100, start=None, keep_best=Fal
     """
     _check(steps, alpha=alpha, lam=lam)
     if alpha * lam >= 1:
-        raise ValueError(f"alpha * lam must be below 1, or the penalty overshoots: {alpha} * {lam} is not.")
+        raise Invalid(f"alpha * lam must be below 1, or the penalty overshoots: {alpha} * {lam} is not.")
     if start is not None:
         check_images(start)
 
@@ -84,7 +85,7 @@ def pgd(
     eps and alpha in the norm of the whole image. Source: Madry et al. 2018, equation 2 and section 2.1.
     """
     if norm not in ("linf", "l2"):
-        raise ValueError(f'norm must be "linf" or "l2", not {norm!r}.')
+        raise Invalid(f'norm must be "linf" or "l2", not {norm!r}.')
     _check(steps, eps=eps, alpha=alpha)
     alpha = 2.5 * eps / steps if alpha is None else alpha
     check_images(images)
@@ -134,10 +135,10 @@ def _norm(x):
 def _check(steps, **budget):
     """Raise ``ValueError`` for a budget that cannot be meant; None stands for a default still to come."""
     if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a whole number of at least 1, not {steps!r}.")
+        raise Invalid(f"steps must be a whole number of at least 1, not {steps!r}.")
     for name, value in budget.items():
         if value is not None and not 0 <= value < float("inf"):
-            raise ValueError(f"{name} must be a finite number of at least 0, not {value!r}.")
+            raise Invalid(f"{name} must be a finite number of at least 0, not {value!r}.")
 
 
 def _descend(images, objective, step, steps, start, keep_best, stop_early, batch):
@@ -186,7 +187,7 @@ def _gradient(objective, x, rows):
     if not g.sum().isfinite():  # cheaper than to look at each
         bad = ~g.isfinite().flatten(1).all(1)
         if bad.any():
-            raise RuntimeError(
+            raise Failed(
                 f"The gradient of {int(bad.sum())} of {len(x)} images is not finite: the loss has no slope there."
             )
     return g, loss.detach(), reached

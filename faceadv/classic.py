@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torchvision.transforms.functional import gaussian_blur
 
 from faceadv import metrics
+from faceadv.errors import Invalid
 from faceadv.images import check_images
 
 
@@ -52,7 +53,7 @@ def at_ssim(name, images, target, steps=16):
     """
     check_images(images)
     if not 0 < target < 1:
-        raise ValueError(f"The SSIM to reach must lie between 0 and 1, not {target}.")
+        raise Invalid(f"The SSIM to reach must lie between 0 and 1, not {target}.")
     method, strongest = METHODS[name]
     low, high = 0.0, strongest
     sample = images[:: max(1, len(images) // SAMPLE)]

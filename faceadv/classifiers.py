@@ -12,6 +12,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from tqdm import trange
 
+from faceadv.errors import Invalid
+
 L2 = 1e-3  # Keras' L2Regularizer: weight times the sum of squares, without a half
 
 
@@ -145,4 +147,4 @@ def targets(scores, labels, rule, seed=0):
         return wrong.argmax(1)
     if rule == "farthest":
         return scores.scatter(1, labels[:, None], float("inf")).argmin(1)
-    raise ValueError(f'The target rule must be "random", "second" or "farthest", not {rule!r}.')
+    raise Invalid(f'The target rule must be "random", "second" or "farthest", not {rule!r}.')

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 
+from faceadv.errors import Invalid
 from faceadv.store.paths import nearest
 
 TRAINERS = {
@@ -130,9 +131,7 @@ def _run(args):
     try:
         if args.update:
             if args.profile not in (None, "orl") or overrides:
-                raise ValueError(
-                    "--update regenerates the notebooks with profile orl as it is: no other profile, no -p."
-                )
+                raise Invalid("--update regenerates the notebooks with profile orl as it is: no other profile, no -p.")
             results = run.update(names, out=args.out, fresh=args.fresh)
         elif (
             any("," in value for value in overrides.values()) and len(profiles.spread(run.select(names), overrides)) > 1
@@ -146,7 +145,7 @@ def _run(args):
                 print(f"A figure of some is in {os.path.join(args.out, 'sweep.png')}.")
             return int(any(result.status == "failed" for result in results))
         elif args.scheduler != "single" or args.workers:
-            raise ValueError("--scheduler and --workers are for several values of a parameter, such as -p eps_255 1,2.")
+            raise Invalid("--scheduler and --workers are for several values of a parameter, such as -p eps_255 1,2.")
         else:
             results = run.run(names, args.profile or "orl", overrides, out=args.out, fresh=args.fresh)
     finally:
@@ -274,7 +273,7 @@ def _train(args):
     from faceadv.course import profiles
 
     if args.name not in TRAINERS:
-        raise ValueError(f'There is nothing called "{args.name}" to train{nearest(args.name, TRAINERS)}.')
+        raise Invalid(f'There is nothing called "{args.name}" to train{nearest(args.name, TRAINERS)}.')
     if args.profile not in profiles.names():
         profiles.load(args.profile)  # says which there are
     module, function = TRAINERS[args.name].split(":")
@@ -288,7 +287,7 @@ def _known(name, rows, what):
         if row["name"] == name:
             return row
     names = [row["name"] for row in rows]
-    raise ValueError(f'There is no {what} "{name}"{nearest(name, names)}; there are {", ".join(names)}.')
+    raise Invalid(f'There is no {what} "{name}"{nearest(name, names)}; there are {", ".join(names)}.')
 
 
 def _report(results):

@@ -17,6 +17,7 @@ from torchvision.transforms.functional import gaussian_blur
 from tqdm import tqdm
 
 from faceadv import recognisers
+from faceadv.errors import Invalid
 from faceadv.images import check_images
 from faceadv.networks import lpips
 from faceadv.store.paths import cache_root, nearest, replacing
@@ -127,7 +128,7 @@ def target_shifts(own, public, labels, seed=0):
 
 def _mode(mode, modes):
     if mode not in modes:
-        raise ValueError(f'The mode must be one of {", ".join(modes)}, not "{mode}"{nearest(mode, modes)}.')
+        raise Invalid(f'The mode must be one of {", ".join(modes)}, not "{mode}"{nearest(mode, modes)}.')
     return modes[mode]
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from faceadv.errors import Invalid
 from faceadv.precision import autocast
 
 
@@ -61,7 +62,7 @@ def ddnm(measured, operator, unet, schedule, *, steps=20, eta=0.85, travel_lengt
     device = measured.device
     sums = schedule.alphas_cumprod.to(device)
     if not 1 <= steps <= len(sums):
-        raise ValueError(f"steps must lie between 1 and {len(sums)}, not {steps}.")
+        raise Invalid(f"steps must lie between 1 and {len(sums)}, not {steps}.")
     skip = len(sums) // steps
     draws = [torch.Generator().manual_seed(int(s)) for s in (range(len(measured)) if seeds is None else seeds)]
     shape = inverse(measured).shape[1:]
@@ -99,7 +100,7 @@ class TwoStage(nn.Module):
     def __init__(self, unet, schedule, scale=2, steps=20, eta=0.85, stages="both", seed=0):
         super().__init__()
         if stages not in ("both", "super-resolution", "colourisation"):
-            raise ValueError(f'The stages are both, super-resolution or colourisation, not "{stages}".')
+            raise Invalid(f'The stages are both, super-resolution or colourisation, not "{stages}".')
         self.unet, self.schedule = unet, schedule
         self.scale, self.steps, self.eta, self.stages, self.seed = scale, steps, eta, stages, seed
 

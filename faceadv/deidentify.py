@@ -20,6 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from faceadv import align, attacks, metrics, objectives, recognisers
+from faceadv.errors import Invalid, Missing
 from faceadv.store.paths import replacing
 
 ENDINGS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
@@ -46,15 +47,15 @@ def folder(source, target, model="dlib", unseen="mobile", alpha=2.0, lam=0.005, 
     """
     source, target = Path(source), Path(target)
     if not source.is_dir():
-        raise FileNotFoundError(f"{source} is not a folder.")
+        raise Missing(f"{source} is not a folder.")
     inside, around = source.resolve(), target.resolve()
     if inside == around or inside in around.parents or around in inside.parents:
-        raise ValueError(f"{target} must lie outside {source}, and not around it.")
+        raise Invalid(f"{target} must lie outside {source}, and not around it.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target} is there already and not an empty folder: name a new one.")
+        raise Invalid(f"{target} is there already and not an empty folder: name a new one.")
     photos = sorted(path for path in source.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
     if not photos:
-        raise ValueError(f"{source} holds no photos (JPEG or PNG).")
+        raise Invalid(f"{source} holds no photos (JPEG or PNG).")
     known, other = recognisers.load(model), recognisers.load(unseen)
     rows = []
     for path in tqdm(photos, desc="de-identifying", unit="photo", disable=bool(os.environ.get("FACEADV_QUIET"))):

@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from faceadv import align
+from faceadv.errors import Failed, Invalid, Missing
 from faceadv.store import datasets
 from faceadv.store.paths import cache_root
 
@@ -76,7 +77,7 @@ class FaceSet:
         position = {name: i for i, name in enumerate(self.names)}
         missing = [name for name in names if name not in position]
         if missing:
-            raise ValueError(f"{self.name} has no one called {', '.join(map(str, missing[:5]))}.")
+            raise Invalid(f"{self.name} has no one called {', '.join(map(str, missing[:5]))}.")
         new = torch.full((len(self.names),), -1)
         new[[position[name] for name in names]] = torch.arange(len(names))
         kept = self[(new[self.labels] >= 0).numpy()]
@@ -116,7 +117,7 @@ def find_photos(name, root=None):
     else:
         folder = Path(name).expanduser()
         if not folder.is_dir():
-            raise FileNotFoundError(f'"{name}" is neither "orl" nor "lfw" nor a folder.')
+            raise Missing(f'"{name}" is neither "orl" nor "lfw" nor a folder.')
     photos, endings = [], ORL_ENDINGS if name == "orl" else PHOTO_ENDINGS
     with os.scandir(folder) as people:
         for person in people:
@@ -127,7 +128,7 @@ def find_photos(name, root=None):
                             stat = file.stat()
                             photos.append((f"{person.name}/{file.name}", stat.st_size, stat.st_mtime_ns))
     if not photos:
-        raise FileNotFoundError(f"{folder} holds no photos: it should look like NAME/photo.jpg (or png).")
+        raise Missing(f"{folder} holds no photos: it should look like NAME/photo.jpg (or png).")
     return folder, sorted(photos, key=lambda photo: _natural(photo[0]))
 
 
@@ -179,7 +180,7 @@ def _build(name, folder, photos, home):
                 bar.update(len(batch))
         if len(skipped) > MAX_SKIPPED * len(relative):
             some = "; ".join(f"{photo}: {reason}" for photo, reason in skipped[:5])
-            raise RuntimeError(
+            raise Failed(
                 f"{len(skipped)} of {len(relative)} photos of {name} gave no chip, more than "
                 f"{MAX_SKIPPED:.0%} ({some}{'; …' if len(skipped) > 5 else ''})."
             )

@@ -6,18 +6,20 @@ import numpy as np
 import torch
 from PIL import Image
 
+from faceadv.errors import Invalid
+
 
 def check_images(images):
     """Raise ``ValueError`` in one sentence unless images is a float tensor (N, 3, H, W) in [0, 1]."""
     if not isinstance(images, torch.Tensor) or images.ndim != 4 or images.shape[1] != 3:
         shape = tuple(images.shape) if hasattr(images, "shape") else type(images).__name__
-        raise ValueError(f"images must be a tensor of shape (N, 3, H, W), not {shape}.")
+        raise Invalid(f"images must be a tensor of shape (N, 3, H, W), not {shape}.")
     if not images.is_floating_point():
-        raise ValueError(f"images must be float in [0, 1], not {images.dtype}: divide 8-bit images by 255.")
+        raise Invalid(f"images must be float in [0, 1], not {images.dtype}: divide 8-bit images by 255.")
     if images.numel():
         low, high = (bound.item() for bound in images.detach().aminmax())
         if not (low >= -1e-6 and high <= 1 + 1e-6):  # not NaN either
-            raise ValueError(f"images must lie in [0, 1], and these reach from {low:.3g} to {high:.3g}.")
+            raise Invalid(f"images must lie in [0, 1], and these reach from {low:.3g} to {high:.3g}.")
 
 
 def quantise(images):

@@ -5,6 +5,8 @@ import torch
 from scipy.stats import binomtest
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from faceadv.errors import Invalid
+
 
 def l2(a, b):
     """Euclidean norm of the whole perturbation, per image: (N,) in units of [0, 1] pixels."""
@@ -37,7 +39,7 @@ def bootstrap(values, groups=None, repeats=2000, seed=0, level=0.95):
     """
     values = np.asarray(values, dtype=float)
     if not len(values):
-        raise ValueError("There is no mean of no values.")
+        raise Invalid("There is no mean of no values.")
     groups = np.arange(len(values)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     sums, counts = np.bincount(groups, values), np.bincount(groups)
     if len(sums) < 2:

@@ -9,6 +9,7 @@ recogniser. Any function of this form is an objective.
 import torch
 import torch.nn.functional as F
 
+from faceadv.errors import Invalid
 from faceadv.precision import autocast
 
 
@@ -28,7 +29,7 @@ def impersonation(recogniser, references, threshold=None):
 
 def _verification(recogniser, references, threshold, away):
     if references.ndim != 2:
-        raise ValueError(f"references must be embeddings (N, D), not {tuple(references.shape)}.")
+        raise Invalid(f"references must be embeddings (N, D), not {tuple(references.shape)}.")
     references = references.detach()
     threshold = recogniser.threshold if threshold is None else threshold
 
@@ -61,7 +62,7 @@ def untargeted(classifier, labels, fast=True):
 
 def _classification(classifier, labels, fast, towards):
     if getattr(classifier, "training", False):
-        raise ValueError("The classifier is in training mode, where an attack would change it: call .eval() first.")
+        raise Invalid("The classifier is in training mode, where an attack would change it: call .eval() first.")
 
     def objective(images, rows, exact=False):
         with autocast(images.device, fast and not exact):

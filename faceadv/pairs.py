@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import torch
 
+from faceadv.errors import Invalid
 from faceadv.store.datasets import lfw_file
 from faceadv.store.lfw_people import dev_people
 
@@ -54,7 +55,7 @@ def _read_lfw(faces, path):
     rows, dropped = [], 0
     for i, line in enumerate(lines):
         if len(line) not in (3, 4):
-            raise ValueError(f"{path.name} has a line that names no pair: {' '.join(line)}.")
+            raise Invalid(f"{path.name} has a line that names no pair: {' '.join(line)}.")
         one, other = (line[0], line[1]), (line[-2] if len(line) == 4 else line[0], line[-1])
         places = [position.get(f"{name}_{int(number):04d}") for name, number in (one, other)]
         if None in places:
@@ -85,7 +86,7 @@ def sample(pairs, per_kind, seed=0):
     for kind in (True, False):
         places = torch.where(pairs.same == kind)[0]
         if len(places) < per_kind:
-            raise ValueError(f"There are only {len(places)} {'same' if kind else 'different'} pairs, not {per_kind}.")
+            raise Invalid(f"There are only {len(places)} {'same' if kind else 'different'} pairs, not {per_kind}.")
         chosen.append(places[torch.randperm(len(places), generator=generator)[:per_kind]])
     return pairs[torch.cat(chosen)]
 
@@ -106,7 +107,7 @@ def lfw_people(faces, which):
         return [name for name in dev_people(faces.names, "test") if photos[name] >= 10]
     if which == "deid":
         return [name for name in sorted(faces.names) if photos[name] >= 30][:30]
-    raise ValueError(f'which must be "train", "test", "closed" or "deid", not {which!r}.')
+    raise Invalid(f'which must be "train", "test", "closed" or "deid", not {which!r}.')
 
 
 def triples(labels, count, draw):

@@ -5,6 +5,8 @@ import os
 
 import torch
 
+from faceadv.errors import Failed
+
 
 def compute(function, items, scheduler="single", workers=None, **options):
     """Yield ``(item, function(item, **options))`` as they are done.
@@ -34,7 +36,7 @@ def compute(function, items, scheduler="single", workers=None, **options):
                 )
         client = distributed.Client(cluster or scheduler, timeout="5s", set_as_default=False)
     except OSError as e:
-        raise RuntimeError(f'No Dask scheduler answers at "{scheduler}": start one with `dask scheduler`.') from e
+        raise Failed(f'No Dask scheduler answers at "{scheduler}": start one with `dask scheduler`.') from e
     with _environment(before), cluster or client, client:
         # each worker has a share of the cores; two that took all of them would be slower than one
         threads = max(1, torch.get_num_threads() // workers) if cluster else None
@@ -53,7 +55,7 @@ def compute(function, items, scheduler="single", workers=None, **options):
             except distributed.KilledWorker:
                 killers.append(str(item))
         if killers:
-            raise RuntimeError(f"{', '.join(killers)} killed its worker again and again (memory?).")
+            raise Failed(f"{', '.join(killers)} killed its worker again and again (memory?).")
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from torch import nn
 
 from faceadv import classic, ddnm
 from faceadv import images as image_ops
+from faceadv.errors import Invalid
 from faceadv.images import check_images
 from faceadv.networks import prior as prior_network
 from faceadv.networks import puface, resgn
@@ -35,7 +36,7 @@ class BitDepth(nn.Module):
     def __init__(self, bits=4):
         super().__init__()
         if bits not in range(1, 9):
-            raise ValueError(f"bits must be a whole number from 1 to 8, not {bits!r}.")
+            raise Invalid(f"bits must be a whole number from 1 to 8, not {bits!r}.")
         self.levels = 2**bits - 1
 
     def forward(self, images):
@@ -64,7 +65,7 @@ class Median(nn.Module):
     def __init__(self, size=3):
         super().__init__()
         if size < 1 or size % 2 == 0:
-            raise ValueError(f"size must be an odd number of at least 1, not {size!r}.")
+            raise Invalid(f"size must be an odd number of at least 1, not {size!r}.")
         self.size = size
 
     def forward(self, images):
@@ -159,5 +160,5 @@ def load(name, device="cpu", **options):
     """
     if name not in PURIFIERS:
         known = ", ".join(PURIFIERS)
-        raise ValueError(f'There is no purifier "{name}"{nearest(name, PURIFIERS)}; there are {known}.')
+        raise Invalid(f'There is no purifier "{name}"{nearest(name, PURIFIERS)}; there are {known}.')
     return PURIFIERS[name](**options).to(device).eval().requires_grad_(False)

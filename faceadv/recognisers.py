@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from faceadv.errors import Invalid
 from faceadv.images import check_images
 from faceadv.networks import dlib as dlib_net
 from faceadv.networks import facenet, mobile
@@ -36,7 +37,7 @@ class Recogniser(nn.Module):
     def __init__(self, name, network, threshold, unit=False, precision="auto"):
         super().__init__()
         if precision not in PRECISIONS:
-            raise ValueError(f'precision must be one of {", ".join(PRECISIONS)}, not "{precision}".')
+            raise Invalid(f'precision must be one of {", ".join(PRECISIONS)}, not "{precision}".')
         self.name, self.threshold, self.unit, self.precision = name, threshold, unit, precision
         self.network = network.requires_grad_(False).to(memory_format=torch.channels_last)
         self.eval()
@@ -81,7 +82,7 @@ def load(name, device="cpu", precision="auto"):
         network, threshold, unit = facenet.FaceNet(weights.find(name)), 1.1**0.5, True
     else:
         known = ", ".join(NAMES)
-        raise ValueError(f'There is no recogniser "{name}"{nearest(name, NAMES)}; there are {known}.')
+        raise Invalid(f'There is no recogniser "{name}"{nearest(name, NAMES)}; there are {known}.')
     return Recogniser(name, network, threshold, unit, precision).to(device)
 
 

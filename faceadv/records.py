@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 
+from faceadv.errors import Invalid
 from faceadv.store.paths import nearest, replacing
 
 PACKAGES = ("faceadv", "numpy", "torch", "torchvision", "pillow", "scikit-learn", "scipy")
@@ -33,9 +34,7 @@ def _plain(value, what):
         value = value.item()
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise ValueError(
-                f"The {what} is {value}, which a record cannot hold: leave it None and say so in the note."
-            )
+            raise Invalid(f"The {what} is {value}, which a record cannot hold: leave it None and say so in the note.")
         return float(f"{value:.6g}")
     return value
 
@@ -55,7 +54,7 @@ def write(path, *, notebook, profile, seed, numbers, data="", device=None, secon
     seen = [entry["name"] for entry in numbers]
     twice = sorted({name for name in seen if seen.count(name) > 1})
     if twice:
-        raise ValueError(f"Numbers of a record need different names; {', '.join(twice)} came more than once.")
+        raise Invalid(f"Numbers of a record need different names; {', '.join(twice)} came more than once.")
     record = {
         "notebook": notebook,
         "profile": profile,
@@ -110,7 +109,7 @@ def read(path):
         record = json.loads(path.read_text(encoding="utf-8"))
         _ = [entry["name"] for entry in record["numbers"]]
     except (ValueError, KeyError, TypeError) as e:
-        raise ValueError(f"{path.name} is not a record.") from e
+        raise Invalid(f"{path.name} is not a record.") from e
     return record
 
 
@@ -144,7 +143,7 @@ def table(record, names=None):
     names = list(entries) if names is None else names
     for name in names:
         if name not in entries:
-            raise ValueError(f'The record has no number "{name}"{nearest(name, entries)}.')
+            raise Invalid(f'The record has no number "{name}"{nearest(name, entries)}.')
     shown = names if isinstance(names, dict) else dict(zip(names, names))
     columns = {
         "ours [low, high]": [_ours(entries[name]) for name in shown],

@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from faceadv.errors import Invalid
+
 
 def pair_distances(recogniser, embeddings, pairs):
     """Distances (P,) float64 between the embeddings (N, D) of the two photos of each pair."""
@@ -34,7 +36,7 @@ def threshold_at_far(different_distances, far):
     """
     distances = np.sort(np.asarray(different_distances))
     if not 0 < far < 1 or len(distances) * far < 1:
-        raise ValueError(f"A false accept rate of {far} cannot be read off {len(distances)} different pairs.")
+        raise Invalid(f"A false accept rate of {far} cannot be read off {len(distances)} different pairs.")
     return float(distances[int(len(distances) * far)])
 
 

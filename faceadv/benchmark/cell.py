@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from faceadv import adaptive, attacks, ddnm, faces, metrics, objectives, pairs, purifiers, recognisers, verification
+from faceadv.errors import Invalid
 from faceadv.images import quantise
 from faceadv.networks import a3gn, prior
 from faceadv.precision import has_bfloat16
@@ -128,11 +129,11 @@ def check(cell, own=None):
         ("way", cell.way, ["static", "gradient", "eot", "bpda", "measured", "surrogate"]),
     ):
         if name not in known:
-            raise ValueError(f'There is no {what} "{name}"{nearest(name, known)}; there are {", ".join(known)}.')
+            raise Invalid(f'There is no {what} "{name}"{nearest(name, known)}; there are {", ".join(known)}.')
     if cell.way in ("measured", "surrogate") and cell.defence not in DIFFUSION:
-        raise ValueError(f'The way "{cell.way}" is for {", ".join(DIFFUSION)}, not for {cell.defence}.')
+        raise Invalid(f'The way "{cell.way}" is for {", ".join(DIFFUSION)}, not for {cell.defence}.')
     if cell.way != "static" and cell.defence == "none":
-        raise ValueError("Without a defence there is nothing to adapt to: the way is static.")
+        raise Invalid("Without a defence there is nothing to adapt to: the way is static.")
 
 
 # -- the data --

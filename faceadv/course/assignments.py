@@ -26,6 +26,7 @@ from nbgrader.validator import Validator
 from traitlets.config import Config
 
 from faceadv.course.run import KERNEL_ENVIRONMENT
+from faceadv.errors import Failed, Invalid, Missing
 from faceadv.store.paths import PROJECT, nearest, replacing
 
 SOURCE = PROJECT / "assignments" / "source"
@@ -67,7 +68,7 @@ def check(notebook):
     """Run a student's notebook and its public tests: a list of (ok, sentence). For students, before they hand in."""
     notebook = Path(notebook)
     if not notebook.is_file():
-        raise FileNotFoundError(f"There is no notebook {notebook}.")
+        raise Missing(f"There is no notebook {notebook}.")
     twice = _copied(notebook)
     if twice:
         return [(False, f'the cell "{key}" is there twice: delete the copy and check again') for key in twice]
@@ -97,7 +98,7 @@ def grade(chosen, course):
     """
     course, rows = Path(course), []
     if not (course / "source").is_dir():
-        raise ValueError(f"{course} is no course: faceadv assignments release --course {course}, or another --course.")
+        raise Invalid(f"{course} is no course: faceadv assignments release --course {course}, or another --course.")
     chosen_names = _known(chosen, names(course / "source"))
     marks = _read_marks(course)
     for name in chosen_names:
@@ -105,7 +106,7 @@ def grade(chosen, course):
         if not students:
             if chosen:
                 where = course / "submitted" / "STUDENT" / name / f"{name}.ipynb"
-                raise ValueError(f"Nobody has handed in {name}: put each notebook into {where}.")
+                raise Invalid(f"Nobody has handed in {name}: put each notebook into {where}.")
             continue
         with _nbgrader(course) as (api, log):
             # the points of each test are read off the source
@@ -129,7 +130,7 @@ def grade(chosen, course):
                     shutil.rmtree(course / "feedback" / student / name, ignore_errors=True)
                     rows.append({"student": student, "assignment": name, "error": _reason(log.getvalue())})
     if not rows:
-        raise ValueError(f"Nobody has handed in anything: {course / 'submitted'} holds no STUDENT/NAME/NAME.ipynb.")
+        raise Invalid(f"Nobody has handed in anything: {course / 'submitted'} holds no STUDENT/NAME/NAME.ipynb.")
     _write(course / "grades.csv", rows)
     return rows
 
@@ -139,7 +140,7 @@ def _copied(notebook):
     try:
         found = nbformat.read(notebook, as_version=4).cells
     except (ValueError, nbformat.reader.NotJSONError) as e:
-        raise ValueError(f"{notebook} is no notebook, or was cut off: take a fresh copy.") from e
+        raise Invalid(f"{notebook} is no notebook, or was cut off: take a fresh copy.") from e
     counts = Counter(cell.metadata["nbgrader"].get("grade_id") for cell in found if "nbgrader" in cell.metadata)
     return [key for key, count in counts.items() if count > 1]
 
@@ -198,14 +199,14 @@ def _read_marks(course):
             row["comment"] = row.get("comment") or ""
             student, name, question, marks = (row[key] for key in MARKS[:4])
         except (KeyError, TypeError, ValueError) as e:
-            raise ValueError(f"{where}: it must have {', '.join(MARKS)}, marks a number.") from e
+            raise Invalid(f"{where}: it must have {', '.join(MARKS)}, marks a number.") from e
         if not (course / "submitted" / student / name).is_dir():
-            raise ValueError(f"{where}: nobody called {student!r} has handed in {name!r}.")
+            raise Invalid(f"{where}: nobody called {student!r} has handed in {name!r}.")
         points = _points(course, name)
         if question not in points:
-            raise ValueError(f'{where}: {name} has no question "{question}"{nearest(question, points)}.')
+            raise Invalid(f'{where}: {name} has no question "{question}"{nearest(question, points)}.')
         if not 0 <= marks <= points[question]:
-            raise ValueError(f"{where}: {marks:g} marks for {question}, of {points[question]:g}.")
+            raise Invalid(f"{where}: {marks:g} marks for {question}, of {points[question]:g}.")
     return rows
 
 
@@ -228,7 +229,7 @@ def _known(chosen, there):
     for name in chosen:
         if name not in there:
             known = ", ".join(there) or "none"
-            raise ValueError(f'There is no problem set "{name}"{nearest(name, there)}; there are {known}.')
+            raise Invalid(f'There is no problem set "{name}"{nearest(name, there)}; there are {known}.')
     return list(chosen) or there
 
 
@@ -274,7 +275,7 @@ def _nbgrader(course):
 def _must(result, what, log):
     if not result["success"]:
         detail = _last_line(result.get("error") or log.getvalue())
-        raise RuntimeError(f"{what}: {detail}")
+        raise Failed(f"{what}: {detail}")
 
 
 def _reason(log):

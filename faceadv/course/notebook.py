@@ -6,6 +6,8 @@ from pathlib import Path
 
 import nbformat
 
+from faceadv.errors import Invalid
+
 
 def read(path):
     """A notebook with what nbformat would warn about, or papermill miss, put right (in memory only)."""
@@ -13,7 +15,7 @@ def read(path):
         content = json.loads(path.read_text(encoding="utf-8"))
         minor, cells = content["nbformat_minor"], content["cells"]
     except (ValueError, KeyError, TypeError) as e:
-        raise ValueError(f"{path.name} is not a notebook (nbformat 4).") from e
+        raise Invalid(f"{path.name} is not a notebook (nbformat 4).") from e
     for number, cell in enumerate(cells):
         if minor >= 5:
             cell.setdefault("id", f"cell-{number}")

@@ -8,6 +8,7 @@ import papermill
 import yaml
 
 from faceadv.course import notebook
+from faceadv.errors import Invalid
 from faceadv.store.paths import PROJECT, nearest
 
 NOTEBOOKS = PROJECT / "notebooks"
@@ -22,14 +23,14 @@ def names():
 def load(profile):
     """The parameters of a profile: notebook stem (or ``all``) -> {name: value}. Raises ``ValueError``."""
     if profile not in names():
-        raise ValueError(f'There is no profile "{profile}"{nearest(profile, names())}; there are {", ".join(names())}.')
+        raise Invalid(f'There is no profile "{profile}"{nearest(profile, names())}; there are {", ".join(names())}.')
     path = NOTEBOOKS / "profiles" / f"{profile}.yaml"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as e:
-        raise ValueError(f"{path.name} is not YAML: {' '.join(str(e).split())}.") from e
+        raise Invalid(f"{path.name} is not YAML: {' '.join(str(e).split())}.") from e
     if not isinstance(content, dict) or not all(isinstance(part or {}, dict) for part in content.values()):
-        raise ValueError(f"{path.name} must map notebooks to their parameters, each a mapping of names to values.")
+        raise Invalid(f"{path.name} must map notebooks to their parameters, each a mapping of names to values.")
     return {str(stem): part or {} for stem, part in content.items()}
 
 
@@ -43,13 +44,13 @@ def parameters(profile, notebook_path, overrides=None):
     stems = [path.stem for path in notebook_path.parent.glob("*.ipynb")]
     strays = [key for key in content if key not in stems and key != "all"]
     if stem not in content and nearest(stem, strays):  # a mistyped key would silently leave the defaults
-        raise ValueError(f"Profile {profile} has nothing for {stem}{nearest(stem, strays)}.")
+        raise Invalid(f"Profile {profile} has nothing for {stem}{nearest(stem, strays)}.")
     known = declared(notebook_path)
     values = {}
     for given in (content.get("all", {}), content.get(stem, {}), overrides or {}):
         for name, value in given.items():
             if name not in known:
-                raise ValueError(f'{stem} has no parameter "{name}"{nearest(name, known)}; it has {", ".join(known)}.')
+                raise Invalid(f'{stem} has no parameter "{name}"{nearest(name, known)}; it has {", ".join(known)}.')
             text = given is overrides and isinstance(value, str)
             values[name] = _checked(value, *known[name], f"{name} of {stem}", text)
     return values
@@ -77,7 +78,7 @@ def declared(notebook_path):
     found = notebook.read(notebook_path)
     tagged = [cell for cell in found.cells if "parameters" in cell.metadata.get("tags", [])]
     if len(tagged) != 1:
-        raise ValueError(f"{notebook_path.name} has {len(tagged)} cells tagged parameters; it must have exactly one.")
+        raise Invalid(f"{notebook_path.name} has {len(tagged)} cells tagged parameters; it must have exactly one.")
     # papermill fills {…} in paths, so it gets the notebook itself
     return {name: _type(entry) for name, entry in papermill.inspect_notebook(found).items()}
 
@@ -110,8 +111,8 @@ def _checked(value, kind, item, optional, where, text):
         return float(value)
     if type(value) is not TYPES[kind]:
         if kind == "float" and _number(value) is not None:
-            raise ValueError(f"{where} must be a float, and YAML reads {value} as text: write {_with_point(value)}.")
-        raise ValueError(f"{where} must be of type {kind}, not {type(value).__name__} ({value!r}).")
+            raise Invalid(f"{where} must be a float, and YAML reads {value} as text: write {_with_point(value)}.")
+        raise Invalid(f"{where} must be of type {kind}, not {type(value).__name__} ({value!r}).")
     if item:
         what = f"an item of {where}"
         return [_checked(entry, item, None, False, what, text and isinstance(entry, str)) for entry in value]

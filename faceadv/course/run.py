@@ -24,6 +24,7 @@ from nbclient.exceptions import DeadKernelError
 from faceadv import parallel, records
 from faceadv.course import notebook as notebooks
 from faceadv.course import page, profiles
+from faceadv.errors import Invalid
 from faceadv.store.paths import PROJECT, nearest, replacing
 
 PACKAGE = Path(__file__).parents[1]
@@ -60,7 +61,7 @@ def select(names):
         found = [path for path in paths if name in ("all", path.stem, path.stem[:2], path.name)]
         if not found:
             stems = [path.stem for path in paths]
-            raise ValueError(f'There is no notebook "{name}"{nearest(name, stems)}; there are {", ".join(stems)}, all.')
+            raise Invalid(f'There is no notebook "{name}"{nearest(name, stems)}; there are {", ".join(stems)}, all.')
         chosen.update(found)
     return [path for path in paths if path in chosen]
 
@@ -391,4 +392,4 @@ def _refuse_machine_paths(notebook, name, out):
         text = json.dumps(part, ensure_ascii=False)
         found = re.search("|".join(sorted(folders)), text.replace(r"\\", "\\"))
         if found:
-            raise ValueError(f"{name} was not updated: {where} prints {found[0]}, a folder of this machine.")
+            raise Invalid(f"{name} was not updated: {where} prints {found[0]}, a folder of this machine.")

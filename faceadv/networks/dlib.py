@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from faceadv.errors import Invalid, Missing
+
 # (channels, blocks, whether the first block halves the image)
 STAGES = [(32, 3, False), (64, 4, True), (128, 3, True), (256, 3, True), (256, 1, True)]
 SIDE = 150
@@ -28,7 +30,7 @@ def find_dat():
     """
     spec = importlib.util.find_spec("face_recognition_models")
     if spec is None:
-        raise FileNotFoundError("The package face-recognition-models is missing: install requirements.txt.")
+        raise Missing("The package face-recognition-models is missing: install requirements.txt.")
     return Path(spec.submodule_search_locations[0]) / "models" / "dlib_face_recognition_resnet_model_v1.dat"
 
 
@@ -51,7 +53,7 @@ def read_dat(path):
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; it comes with the package face-recognition-models 0.3.0.")
+        raise Missing(f"{path} does not exist; it comes with the package face-recognition-models 0.3.0.")
     data = path.read_bytes()
     position, skeleton = 0, hashlib.sha256()
 
@@ -60,19 +62,19 @@ def read_dat(path):
         header = _tensor_header(*shape)
         start = data.find(header, position, position + LONGEST_GAP)
         if start < 0:
-            raise ValueError(
+            raise Invalid(
                 f"{path} is not dlib's face recognition network: no tensor of shape {shape} for {what} "
                 f"after byte {position}."
             )
         begin = start + len(header)
         end = begin + 4 * int(np.prod(shape))
         if end > len(data):
-            raise ValueError(f"{path} is truncated: it ends at byte {len(data)}, inside {what}.")
+            raise Invalid(f"{path} is truncated: it ends at byte {len(data)}, inside {what}.")
         skeleton.update(data[position:begin])
         position = end
         values = np.frombuffer(data, "<f4", offset=begin, count=int(np.prod(shape))).copy()
         if not np.isfinite(values).all():
-            raise ValueError(f"{path} is damaged: {what} holds values that are not finite.")
+            raise Invalid(f"{path} is damaged: {what} holds values that are not finite.")
         return torch.from_numpy(values)
 
     convolutions = []
@@ -91,7 +93,7 @@ def read_dat(path):
     fc = tensor("the last layer", 256, 128, 1, 1).reshape(256, 128)
     skeleton.update(data[position:])
     if skeleton.hexdigest() != SKELETON:
-        raise ValueError(f"{path} is damaged or foreign: what surrounds its weights is not as dlib wrote it.")
+        raise Invalid(f"{path} is damaged or foreign: what surrounds its weights is not as dlib wrote it.")
     return convolutions, fc
 
 

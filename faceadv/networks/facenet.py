@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import nn
 
+from faceadv.errors import Invalid
 from faceadv.store import weights
 
 
@@ -24,7 +25,7 @@ class FaceNet(nn.Module):
         try:
             self.net.load_state_dict(state)
         except RuntimeError as e:
-            raise ValueError(f"{path} does not hold the weights of InceptionResnetV1.") from e
+            raise Invalid(f"{path} does not hold the weights of InceptionResnetV1.") from e
 
     def forward(self, images):
         x = F.interpolate(images, (160, 160), mode="bilinear", align_corners=False)

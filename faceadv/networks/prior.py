@@ -3,6 +3,7 @@
 from diffusers import DDPMPipeline, UNet2DModel
 from diffusers.utils import logging
 
+from faceadv.errors import Missing
 from faceadv.store import weights
 
 
@@ -33,7 +34,7 @@ def load(name="shipped"):
         # the last option asks for accelerate, which is not here
         pipeline = DDPMPipeline.from_pretrained(name, use_safetensors=True, low_cpu_mem_usage=False)
     except (OSError, ValueError) as e:
-        raise FileNotFoundError(
+        raise Missing(
             f'"{name}" is no diffusion model here: give a folder that diffusers wrote, or a name on its hub.'
         ) from e
     return pipeline.unet.float().eval().requires_grad_(False), pipeline.scheduler

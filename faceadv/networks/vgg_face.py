@@ -8,6 +8,7 @@ import math
 import torch.nn.functional as F
 from torch import nn
 
+from faceadv.errors import Invalid
 from faceadv.store import weights
 
 STAGES = [2, 2, 3, 3, 3]  # convolutions before each pooling
@@ -50,9 +51,9 @@ class VGGFace(nn.Module):
             self.side = 32 * math.isqrt(inputs // widths[-1])
             expected = _shapes(widths, hidden, state["fc8.weight"].shape[0], self.side)
         except (KeyError, ValueError, IndexError, ZeroDivisionError) as e:
-            raise ValueError(f"{path} does not hold the weights of VGG-Face.") from e
+            raise Invalid(f"{path} does not hold the weights of VGG-Face.") from e
         if {key: tuple(value.shape) for key, value in state.items()} != expected:
-            raise ValueError(f"{path} does not hold the weights of VGG-Face.")
+            raise Invalid(f"{path} does not hold the weights of VGG-Face.")
         self.dimension = hidden
         for name in (*CONVOLUTIONS, "fc6", "fc7"):
             for key in ("weight", "bias"):

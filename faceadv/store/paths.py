@@ -3,49 +3,63 @@
 import contextlib
 import difflib
 import os
-import tempfile
+import secrets
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pooch
 
+__all__ = ["PROJECT", "cache_root", "data_root", "nearest", "replacing", "scratch"]
+
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-def data_root():
+def data_root() -> Path:
     """Folder with data sets: ``FACEADV_DATA``, or ``data/`` of this checkout."""
     return Path(os.environ.get("FACEADV_DATA") or PROJECT / "data").expanduser()
 
 
-def cache_root():
+def cache_root() -> Path:
     """Folder for chips and downloaded weights: ``FACEADV_CACHE``, or the user's cache folder."""
     return Path(os.environ.get("FACEADV_CACHE") or pooch.os_cache("faceadv")).expanduser()
 
 
 @contextlib.contextmanager
-def replacing(path):
+def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; it takes ``path``'s place when the block ends without an error.
 
     A reader never sees half a file, and a block that fails leaves the old file as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
+    part = _beside(path)
+    part.touch(0o666, exist_ok=False)
+    mode = part.stat().st_mode & 0o777  # as the user's umask wants it; safetensors' files are for the owner alone
     try:
-        yield Path(name)
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp's, and safetensors', are for the owner alone
-        os.replace(name, path)
+        yield part
+        os.chmod(part, mode)
+        os.replace(part, path)
     finally:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
 
 
-def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+@contextlib.contextmanager
+def scratch(path: str | Path) -> Iterator[Path]:
+    """Yield a new folder beside ``path``, to be filled and renamed to it; what is left of it at the end is deleted."""
+    work = _beside(Path(path))
+    work.mkdir(parents=True)
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
-def nearest(name, names):
+def _beside(path):
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def nearest(name, names) -> str:
     """The words ", did you mean …?" for a mistyped name, or nothing."""
     close = difflib.get_close_matches(str(name), list(names), n=2)
     return f" (did you mean {' or '.join(close)}?)" if close else ""

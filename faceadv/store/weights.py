@@ -10,6 +10,7 @@ import pooch
 import torch
 from safetensors.torch import load_file, save_file
 
+from faceadv.errors import Failed, Invalid, Missing
 from faceadv.store.datasets import download
 from faceadv.store.paths import cache_root, nearest, replacing
 
@@ -118,10 +119,10 @@ def _files(name):
         files, whose = {SHIPPED / path: sha256 for path, sha256 in shipped()[name].items()}, "this repository"
     else:
         known = ", ".join(names())
-        raise ValueError(f'There are no weights "{name}"{nearest(name, names())}; there are {known}.')
+        raise Invalid(f'There are no weights "{name}"{nearest(name, names())}; there are {known}.')
     for path in files:
         if not path.is_file():
-            raise FileNotFoundError(f"{path.name} is missing, which comes with {whose}: install it again.")
+            raise Missing(f"{path.name} is missing, which comes with {whose}: install it again.")
     return files
 
 
@@ -131,7 +132,7 @@ def _downloaded(name):
     for folder in (cache_root() / "weights", hub / "checkpoints", hub.parent / "checkpoints"):
         if (folder / DOWNLOADS[name]).is_file():
             return folder / DOWNLOADS[name]
-    raise FileNotFoundError(
+    raise Missing(
         f"The weights of {name} are missing: run `faceadv weights fetch {name}` with a network, "
         f"or put {DOWNLOADS[name]} into {cache_root() / 'weights'}."
     )
@@ -172,7 +173,7 @@ def _check_layout(path, name):
 
         network = "VGG-Face"
     if shapes != expected:
-        raise RuntimeError(f"{DOWNLOADS[name]} does not hold the weights of {network} and was not kept.")
+        raise Failed(f"{DOWNLOADS[name]} does not hold the weights of {network} and was not kept.")
 
 
 def facenet_shapes(classes):
@@ -205,7 +206,7 @@ def _check_hash(path):
     if known is None and _note(path).exists():
         known = _note(path).read_text().strip()
     if known is not None and known != _sha256(path):
-        raise ValueError(
+        raise Invalid(
             f"{path} is not the file that was published, or first fetched (its SHA-256 differs): "
             "delete it and fetch it again."
         )
@@ -225,9 +226,9 @@ def _read_torch(path, shown=None):
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-            raise ValueError("no state dict")
+            raise Invalid("no state dict")
     except Exception as e:  # torch raises a dozen kinds for a file that is not its own
-        raise RuntimeError(f"{shown or path} does not hold network weights (an error page, or cut short?).") from e
+        raise Failed(f"{shown or path} does not hold network weights (an error page, or cut short?).") from e
     return state
 
 
@@ -246,10 +247,10 @@ def checked(name):
     Errors as ``load_safetensors``.
     """
     if name not in shipped():
-        raise ValueError(f'No weights "{name}" ship{nearest(name, shipped())}.')
+        raise Invalid(f'No weights "{name}" ship{nearest(name, shipped())}.')
     for path, sha256 in _files(name).items():
         if _sha256(path) != sha256:
-            raise ValueError(
+            raise Invalid(
                 f"{path.name} is not the file that ships (its SHA-256 differs): restore it from the repository."
             )
     return find(name)
@@ -266,7 +267,7 @@ def save_safetensors(tensors, path, half=True):
         if half and value.is_floating_point():
             value = value.half()
             if not value.isfinite().all():
-                raise ValueError(f"{key} holds values that float16 cannot: save it with half=False.")
+                raise Invalid(f"{key} holds values that float16 cannot: save it with half=False.")
         ready[key] = value
     with replacing(path) as part:
         save_file(ready, part)

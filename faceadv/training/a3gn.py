@@ -90,7 +90,6 @@ def train(chips, labels, recogniser, *, steps, batch, width, blocks, factors=WEI
             optimisers[name].load_state_dict(state[f"{name} optimiser"])
     generator = modules["generator"]
     used = {n: modules[n] for n, loss in (("normal", "adversarial"), ("instance", "instance")) if factors.get(loss)}
-    halved = autocast(device)
     for step in loop.progress(start, steps):
         draw = loop.generator(seed, step)
         sources, targets, others = pairs.triples(labels, batch, draw)
@@ -99,7 +98,7 @@ def train(chips, labels, recogniser, *, steps, batch, width, blocks, factors=WEI
         for optimiser in optimisers.values():
             for group in optimiser.param_groups:
                 group["lr"] = loop.one_cycle(step, steps, lr)
-        with halved:
+        with autocast(device):
             code = generator.code(wanted, draw)
             made = generator.generate(x, code[0])
             judges = used.get("normal"), used.get("instance")
@@ -117,7 +116,7 @@ def train(chips, labels, recogniser, *, steps, batch, width, blocks, factors=WEI
         }
         for name, discriminator in used.items():
             real, fake = sides[name]
-            with halved:
+            with autocast(device):
                 loss = hinge(discriminator(real), discriminator(fake))
             optimisers[name].zero_grad()
             loss.backward()

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from faceadv import attacks, recognisers
+from faceadv.errors import Invalid
 from faceadv.networks.resgn import ResGN
 from faceadv.networks.vgg_face import VGGFace
 from faceadv.precision import autocast
@@ -235,7 +236,7 @@ def texture_network(name, device="cpu"):
     Raises ``ValueError`` for another name, ``FileNotFoundError`` saying how to get VGG-Face.
     """
     if name not in ("recogniser", "vgg-face"):
-        raise ValueError(
+        raise Invalid(
             f'The texture is one of recogniser, vgg-face, not "{name}"{nearest(name, ["recogniser", "vgg-face"])}.'
         )
     return VGGFace().to(device) if name == "vgg-face" else None

@@ -1,0 +1,46 @@
+"""Precision: exact means float32 to the last layer, whoever asks for bfloat16 within."""
+
+import pytest
+import torch
+
+from faceadv import precision
+
+
+@pytest.fixture
+def with_bfloat16(monkeypatch):
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
+
+
+def computed():
+    return (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+
+
+def test_exact_reaches_what_is_nested_in_it(with_bfloat16):
+    with precision.autocast("cpu"):
+        assert computed() == torch.bfloat16
+        with precision.autocast("cpu", fast=False):
+            assert computed() == torch.float32
+            with precision.autocast("cpu"):
+                assert computed() == torch.float32
+        assert computed() == torch.bfloat16
+    assert computed() == torch.float32
+
+
+def test_tensor_float_32_is_off_where_it_counts_and_back_afterwards():
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        with pytest.raises(KeyError), precision.autocast("cpu", fast=False):
+            assert not torch.backends.cuda.matmul.allow_tf32
+            assert not torch.backends.cudnn.allow_tf32
+            raise KeyError
+        assert torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def test_device_of_the_environment(monkeypatch):
+    monkeypatch.setenv("FACEADV_DEVICE", "meta")
+    assert precision.device().type == "meta"
+    assert precision.device("cpu").type == "cpu"
+    monkeypatch.delenv("FACEADV_DEVICE")
+    assert precision.device().type == ("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,110 @@
+"""The package's shape: which room may import which, no circles, and what every module must have."""
+
+import ast
+import importlib
+import pkgutil
+from pathlib import Path
+
+import pytest
+
+import faceadv
+
+PACKAGE = Path(faceadv.__file__).parent
+BASE = {"errors", "precision", "images", "metrics", "plots", "store", "parallel"}
+MIDDLE = BASE | {"networks", "faces", "align", "pairs"}
+SCIENCE = MIDDLE | {
+    *("adaptive", "attacks", "classic", "classifiers", "cloaks", "ddnm", "deidentify", "objectives", "purifiers"),
+    *("recognisers", "records", "trackers", "verification"),
+}
+MAY_IMPORT = {
+    **dict.fromkeys(BASE, BASE),
+    **dict.fromkeys(MIDDLE - BASE, MIDDLE),
+    **dict.fromkeys(SCIENCE - MIDDLE, SCIENCE),
+    "training": SCIENCE | {"training"},
+    "benchmark": SCIENCE | {"benchmark"},
+    # it runs notebooks, and knows nothing of what is in them
+    "course": {"course", "errors", "store", "precision", "plots", "records", "parallel"},
+    "cli": SCIENCE | {"training", "benchmark", "course", "cli"},
+}
+
+
+def modules():
+    """Each module by its dotted name below the package, with the modules of the package that it imports."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        if name == "__init__":
+            continue
+        imports = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "faceadv":
+                inside = node.module.partition(".")[2]
+                for alias in node.names:
+                    whole = f"{inside}.{alias.name}".strip(".")
+                    imports.add(whole if is_module(whole) else inside)
+            elif isinstance(node, ast.Import):
+                imports |= {alias.name.partition(".")[2] for alias in node.names if alias.name.startswith("faceadv.")}
+        found[name] = imports - {""}
+    return found
+
+
+def is_module(name):
+    path = PACKAGE.joinpath(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").exists()
+
+
+def room(name):
+    return name.split(".")[0]
+
+
+def test_imports_run_one_way():
+    wrong = [
+        f"{name} imports {other}"
+        for name, others in modules().items()
+        for other in others
+        if room(other) not in MAY_IMPORT[room(name)]
+    ]
+    assert wrong == []
+
+
+def test_no_circles():
+    arrows, done = modules(), set()
+
+    def walk(name, way):
+        assert name not in way, " -> ".join([*way[way.index(name) :], name])
+        if name not in done:
+            for other in arrows.get(name, ()):
+                walk(other, [*way, name])
+            done.add(name)
+
+    for name in arrows:
+        walk(name, [])
+
+
+@pytest.mark.parametrize("name", [m.name for m in pkgutil.walk_packages(faceadv.__path__, "faceadv.") if not m.ispkg])
+def test_every_module_names_what_is_public_and_every_public_function_is_documented(name):
+    module = importlib.import_module(name)
+    assert module.__doc__
+    for public in module.__all__:
+        thing = getattr(module, public)
+        if getattr(thing, "__module__", None) == name:
+            assert thing.__doc__, public
+
+
+def test_functions_are_short():
+    long, many = [], []
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                names = [a.arg for a in arguments if a.arg != "self"]
+                if node.end_lineno - node.lineno >= 60:
+                    long.append(f"{path.stem}.{node.name}: {node.end_lineno - node.lineno + 1} lines")
+                if len(names) > 8:
+                    many.append(f"{path.stem}.{node.name}: {len(names)} parameters")
+    assert long == []
+    assert many == []
+
+
+def test_the_package_stays_small():
+    assert sum(len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")) < 6400
