@@ -6,6 +6,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+# how torch's threads wait and how memory is kept: faceadv/store/threads.py says why
+SETTINGS := GOMP_SPINCOUNT=1000 MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=2147483647
+$(foreach setting,$(SETTINGS),$(eval export $(setting)))
+
 course: $(VENV)/done
 	$(BIN)/faceadv run all --profile orl
 
@@ -21,6 +25,7 @@ $(VENV)/done: requirements.txt pyproject.toml
 	if command -v uv >/dev/null; then uv pip sync -q --python $(BIN)/python --require-hashes requirements.txt; \
 	else $(BIN)/python -m pip install -q --no-deps --require-hashes -r requirements.txt; fi
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	$(BIN)/python -m ipykernel install --sys-prefix $(foreach setting,$(SETTINGS),--env $(subst =, ,$(setting))) >/dev/null
 	touch $@
 
 # after a change of pyproject.toml's dependencies

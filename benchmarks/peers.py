@@ -1,10 +1,10 @@
 """Our PGD beside torchattacks, foolbox and ART, and DDNM beside a plain loop: python benchmarks/peers.py
 
 All attack the same network (a recogniser with a linear head over ORL's 40 people) with the same steps on the same
-chips; the libraries get it in torch's own memory layout, as a user would give it, ours has it in channels-last, as
-recognisers are loaded here. They take turns in one process; times are medians, ratios medians of the turns' ratios,
-with the smallest and largest. Three networks, since the gain depends on how much of the time is convolutions.
-Writes results/peers.json and the table in the README.
+chips. The libraries get it in torch's own memory layout, as a user would give it; ours has it in channels-last, as
+recognisers are loaded here. They take turns in one process. Times are medians, and ratios are medians of the turns'
+ratios, with the smallest and the largest. There are three networks because the gain depends on how much of the time
+goes into convolutions. Writes results/peers.json and the table in the README.
 """
 
 import argparse
@@ -20,11 +20,12 @@ import torch.nn.functional as F
 from facenet_pytorch import InceptionResnetV1
 from safetensors.torch import save_file
 from torch import nn
-from tqdm import tqdm
 
 from faceadv import attacks, classifiers, ddnm, faces, objectives, recognisers, records, trackers
 from faceadv.benchmark import grid
-from faceadv.networks import prior
+from faceadv.networks import facenet, prior
+from faceadv.precision import has_bfloat16
+from faceadv.store import progress
 from faceadv.store.paths import PROJECT, replacing
 
 NETWORKS = ("dlib", "mobile", "facenet-vggface2")
@@ -51,7 +52,7 @@ def classifier_and_chips(name, count):
 
 @torch.no_grad()
 def random_facenet(chips):
-    """FaceNet's architecture, untrained but for the statistics of its normalisations, which are those of the chips."""
+    """FaceNet's architecture with random weights; only the statistics of its normalisations are those of the chips."""
     torch.manual_seed(0)
     network = InceptionResnetV1(pretrained=None)
     for layer in network.modules():
@@ -61,11 +62,11 @@ def random_facenet(chips):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "random.safetensors"
         save_file(network.state_dict(), path)
-        return recognisers.Recogniser("facenet-random", recognisers.FaceNet(path), 1.1, unit=True)
+        return recognisers.Recogniser("facenet-random", facenet.FaceNet(path), 1.1, unit=True)
 
 
 def contestants(model, x, labels, eps, alpha, steps):
-    """Name -> a function without arguments that returns the attacked images."""
+    """By name, functions without arguments that return the attacked images."""
     import foolbox  # these three are for developers
     import torchattacks
     from art.attacks.evasion import ProjectedGradientDescent
@@ -97,7 +98,7 @@ def contestants(model, x, labels, eps, alpha, steps):
 
 
 def plain_ddnm(measured, operator, unet, schedule, steps, eta=0.85):
-    """DDNM as one writes it down: one image after the other, float32, the layout that diffusers gives the network."""
+    """DDNM as in the paper: one image after the other, in float32, in the layout that diffusers gives the network."""
     A, inverse = operator
     sums, skip, made = schedule.alphas_cumprod, len(schedule.alphas_cumprod) // steps, []
     for row, y in enumerate(measured.split(1)):
@@ -118,9 +119,9 @@ def plain_ddnm(measured, operator, unet, schedule, steps, eta=0.85):
 
 
 def timed(functions, repeats):
-    """Name -> seconds of each turn; every function has one turn that does not count, then all go round."""
+    """The seconds of each turn by name. Every function has a first turn that does not count."""
     seconds = {name: [] for name in functions}
-    for turn in tqdm(range(repeats + 1), desc="turns"):
+    for turn in progress.bar(range(repeats + 1), desc="turns"):
         for name, function in functions.items():
             started = time.perf_counter()
             function()
@@ -130,7 +131,7 @@ def timed(functions, repeats):
 
 
 def entries(seconds, ours, what, rest):
-    """Numbers of the record: the median time of each, and how many times as long as ours it took."""
+    """Numbers of the record: the median time of each library, and how many times as long as ours it took."""
     found = []
     for name, times in seconds.items():
         value = (statistics.median(times), min(times), max(times))
@@ -182,13 +183,13 @@ def measure(chips=32, steps=20, repeats=5, restored=8, sampling_steps=20, networ
         "PGD": f"{steps} steps of 2/255 within 8/255, no random start",
         "DDNM": f"super-resolution by 2, {len(y)} images, {sampling_steps} steps",
         "threads": torch.get_num_threads(),
-        "bfloat16": recognisers.has_bfloat16("cpu"),
+        "bfloat16": has_bfloat16("cpu"),
     }
     return records.write(path, notebook="peers", profile="orl", seed=0, numbers=numbers, data=data)
 
 
 def table(record):
-    """The record as the README's table: a line a library, a column a network."""
+    """The record as the README's table: one line per library, one column per network."""
     by_name = {entry["name"]: entry for entry in record["numbers"]}
     columns = list(dict.fromkeys(name.split(": ")[0] for name in by_name))
     libraries = list(dict.fromkeys(name.split(": ")[1] for name in by_name if " / " not in name))

@@ -3,11 +3,13 @@
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 
 import pytest
@@ -133,7 +135,7 @@ def test_there_is_a_dark_mode(page):
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """JupyterLab on a copy of the notebooks: its address."""
+    """JupyterLab on a copy of the notebooks: a function from a path in it to its address."""
     root = tmp_path_factory.mktemp("lab")
     shutil.copytree(PROJECT / "notebooks", root / "notebooks")
     # otherwise cells out of sight are not in the page, and a question about news is
@@ -146,30 +148,40 @@ def lab(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = [f"--port={port}", "--no-browser", "--allow-root", "--IdentityProvider.token=", f"--notebook-dir={root}"]
+    options = [f"--port={port}", "--no-browser", "--allow-root", f"--notebook-dir={root}"]
+    # whoever else is on this machine must not run code here; in the environment, as all can read a command line
+    token = secrets.token_urlsafe()
     with open(root / "log", "w") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "jupyterlab", *options],
-            env=os.environ | KERNEL_ENVIRONMENT | {"JUPYTERLAB_SETTINGS_DIR": str(root / "settings")},
+            env=os.environ
+            | KERNEL_ENVIRONMENT
+            | {"JUPYTERLAB_SETTINGS_DIR": str(root / "settings"), "JUPYTER_TOKEN": token},
             stdout=log,
             stderr=log,
         )
     url = f"http://127.0.0.1:{port}"
     for _ in range(120):
         try:
-            urllib.request.urlopen(f"{url}/api/status")
+            urllib.request.urlopen(f"{url}/api/status?token={token}")
             break
         except OSError:
             time.sleep(0.5)
-    yield url
+    yield lambda path: f"{url}/{path}?reset&token={token}"
     server.terminate()
     server.wait()
+
+
+def test_jupyterlab_asks_strangers_for_a_token(lab):
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(lab("api/contents").split("?")[0])
+    assert urllib.request.urlopen(lab("api/contents")).status == 200
 
 
 def test_notebook_01_runs_in_jupyterlab_and_its_slider_moves(browser, lab):
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.set_default_timeout(60_000)
-    page.goto(f"{lab}/lab/tree/notebooks/01_attacks.ipynb?reset")
+    page.goto(lab("lab/tree/notebooks/01_attacks.ipynb"))
     cells = page.locator(".jp-Notebook .jp-CodeCell")
     idle = page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
     expect(idle).to_have_count(1)

@@ -4,6 +4,7 @@ The source is put together in build/site-source: the README as the first page, t
 data page, model cards, a page for each record and each module, and the chart with its data.
 """
 
+import ast
 import html.parser
 import json
 import os
@@ -30,6 +31,7 @@ COLAB = (
     " && pip install -q --no-deps --no-build-isolation -e ."
 )
 PAGES = ("explorer", "reruns", "teaching")
+MARK = ".made-by-docs-build"  # in each folder that may be deleted by the next build
 
 
 def repository():
@@ -42,6 +44,16 @@ def repository():
         found = re.fullmatch(r"(?:https://|git@)github\.com[/:]([\w.-]+/[\w.-]+?)(?:\.git)?", asked.stdout.strip())
         given = found and f"https://github.com/{found[1]}"
     return given or None
+
+
+def fresh(folder):
+    """Make an empty folder, in place of what an earlier build left there. Nobody else's folder is deleted."""
+    ours = (folder / MARK).exists() or folder.is_relative_to(PROJECT / "build")
+    if folder.is_symlink() or (folder.exists() and not ours):
+        raise SystemExit(f"{folder} was not made by docs/build.py: move it away, or build elsewhere.")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / MARK).touch()
 
 
 def write(name, text):
@@ -140,13 +152,22 @@ def record_pages():
 
 
 def modules():
-    """A page for each module of the package."""
-    found = (PROJECT / "faceadv").rglob("[a-z]*.py")
-    names = sorted(".".join(path.relative_to(PROJECT / "faceadv").with_suffix("").parts) for path in found)
-    for name in names:
-        directive = f".. automodule:: faceadv.{name}\n   :members:\n"
-        write(f"api/{name}.md", f"# faceadv.{name}\n\n```{{eval-rst}}\n{directive}```\n")
-    write("api/index.md", "# The package\n\n" + toctree(names, hidden=False))
+    """A page for each module of the package, and a list of them by rooms."""
+    rooms, names = {"": "The science, which notebooks import, and what all rooms share."}, {}
+    for path in sorted((PROJECT / "faceadv").rglob("*.py")):
+        *room, module = path.relative_to(PROJECT / "faceadv").with_suffix("").parts
+        if module != "__init__":
+            name = ".".join([*room, module])
+            names.setdefault(".".join(room), []).append(name)
+            directive = f".. automodule:: faceadv.{name}\n   :members:\n"
+            write(f"api/{name}.md", f"# faceadv.{name}\n\n```{{eval-rst}}\n{directive}```\n")
+        elif room:
+            rooms[".".join(room)] = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).split("\n")[0]
+    lists = [
+        f"## faceadv{room and '.' + room}\n\n{what}\n\n" + toctree(names[room], hidden=False)
+        for room, what in rooms.items()
+    ]
+    write("api/index.md", "# The package\n\n" + "\n".join(lists))
 
 
 class _Links(html.parser.HTMLParser):
@@ -195,9 +216,8 @@ def main():
         os.environ["FACEADV_REPOSITORY"] = where
     else:
         print("FACEADV_REPOSITORY is not set: no links to Colab and Binder.")
-    shutil.rmtree(SOURCE, ignore_errors=True)
-    shutil.rmtree(SITE, ignore_errors=True)
-    SOURCE.mkdir(parents=True)
+    fresh(SOURCE)
+    fresh(SITE)
     shutil.copytree(DOCS / "_static", SOURCE / "_static")
     for name in ("conf.py", *(f"{page}.md" for page in PAGES)):
         shutil.copyfile(DOCS / name, SOURCE / name)

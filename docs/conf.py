@@ -6,7 +6,9 @@ import re
 project = "Adversarial faces"
 author = "the faceadv team"
 copyright = "MIT licence for code and text"
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx-mathjax-offline"]
+extensions = [
+    *("myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx-mathjax-offline"),
+]
 exclude_patterns = ["README.md"]
 html_theme = "sphinx_book_theme"
 html_title = project
@@ -36,19 +38,39 @@ myst_enable_extensions = ["dollarmath", "amsmath", "attrs_inline"]
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True  # as they are written: values would hold paths of this machine
+autodoc_inherit_docstrings = False  # torch's say how to write a module
+python_maximum_signature_line_length = 80
+napoleon_google_docstring = False
+napoleon_use_param = False
+napoleon_use_rtype = False
 suppress_warnings = ["mystnb.unknown_mime_type"]  # widgets: their still pictures are shown
 
 
 def plain(app, what, name, obj, options, lines):
-    """Docstrings here are plain text: their lines as they stand, with ``code`` and nothing else of reStructuredText."""
+    """Docstrings here are plain text with ``code`` and nothing else of reStructuredText.
+
+    The lines before the first section of numpydoc ("Parameters") stay as they stand; napoleon reads the sections.
+    """
 
     def escaped(line):
         parts = re.split(r"(``[^`]+``)", line)
         return "".join(p if p.startswith("``") else re.sub(r"([\\*|_`])", r"\\\1", p) for p in parts)
 
-    lines[:] = [f"| {escaped(line)}" if line.strip() else "|" for line in lines] + [""]
+    rules = [i for i, line in enumerate(lines) if re.fullmatch(r"\s*-{3,}\s*", line)]
+    end = rules[0] - 1 if rules else len(lines)
+    prose = [f"| {escaped(line)}" if line.strip() else "|" for line in lines[:end]]
+    sections = []
+    for line in lines[end:]:
+        name, colon, text = line.partition(" : ")
+        if colon and not line.startswith(
+            (" ", ">>>")
+        ):  # napoleon, which escapes the name, takes the next line for text
+            sections += [name, f"    {escaped(text)}"]
+        else:
+            sections.append(line if line.lstrip().startswith(">>>") else escaped(line))
+    lines[:] = [*prose, "", *sections, ""]
 
 
 def setup(app):
     """Sphinx's hook."""
-    app.connect("autodoc-process-docstring", plain)
+    app.connect("autodoc-process-docstring", plain, priority=400)  # before napoleon

@@ -3,39 +3,49 @@
 Source: Athalye, Carlini and Wagner 2018, Obfuscated gradients give a false sense of security, section 4.
 """
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
 
+from faceadv.networks.common import whole
+from faceadv.objectives import Objective, evaluating
 from faceadv.precision import autocast
 
+__all__ = ["purified", "straight_through", "through"]
 
-def through(purifier, objective, samples=1):
+
+def through(purifier: Callable, objective: Objective, samples: int = 1) -> Objective:
     """The objective as it is behind a purifier: its loss is the mean over ``samples`` purifications of the images.
 
-    purifier: a differentiable module from images to images; with one that draws random numbers and samples > 1 this is
-    EOT. An image counts as reached if more than half of its purifications reach the objective.
+    purifier: a differentiable module or function from images to images; with one that draws random numbers and
+    samples > 1 this is EOT. An image counts as reached if more than half of its purifications reach the objective. The
+    purifier computes in float32 if the objective does. Raises ``Invalid`` for a purifier in training mode.
     """
+    samples, fast = whole("samples", samples, 1), getattr(objective, "fast", True)
 
     def behind(images, rows, exact=False):
-        losses, hits = 0.0, 0.0
+        evaluating(purifier)
+        losses, hits = 0.0, 0
         for _ in range(samples):
-            with autocast(images.device, not exact):
-                purified = purifier(images).float()
+            with autocast(images.device, fast and not exact):
+                purified = purifier(images.float()).float()
             loss, reached = objective(purified, rows, exact)
-            losses, hits = losses + loss / samples, hits + reached.float() / samples
-        return losses, hits > 0.5
+            losses, hits = losses + loss.float() / samples, hits + reached.int()
+        return losses, 2 * hits > samples
 
+    behind.fast = fast
     return behind
 
 
-def straight_through(purifier, stand_in=None):
+def straight_through(purifier: Callable, stand_in: Callable | None = None) -> Callable:
     """BPDA: the purifier forwards, a differentiable stand-in backwards, by default the identity.
 
-    Source: the same, section 4.1.
+    Raises ``Invalid`` if one of the two is in training mode. Source: the same, section 4.1.
     """
 
     def behind(images):
+        evaluating(purifier, stand_in)
         with torch.no_grad():
             clean = purifier(images)
         near = images if stand_in is None else stand_in(images)
@@ -44,12 +54,17 @@ def straight_through(purifier, stand_in=None):
     return behind
 
 
-def purified(recogniser, purifier):
-    """A recogniser behind a differentiable purifier: an extractor for cloaks, with the gradient through both."""
+def purified(recogniser, purifier: Callable) -> SimpleNamespace:
+    """A recogniser behind a differentiable purifier: an extractor for cloaks, with the gradient through both.
+
+    It computes in float32 if the recogniser does. Raises ``Invalid`` for a purifier in training mode.
+    """
+    precision = getattr(recogniser, "precision", "auto")
 
     def embed(images, fast=False):
-        with autocast(images.device, fast):
-            clean = purifier(images).float()
+        evaluating(purifier)
+        with autocast(images.device, fast and precision == "auto"):
+            clean = purifier(images.float()).float()
         return recogniser.embed(clean, fast=fast)
 
-    return SimpleNamespace(name=f"{recogniser.name} behind a purifier", embed=embed)
+    return SimpleNamespace(name=f"{recogniser.name} behind a purifier", embed=embed, precision=precision)

@@ -16,23 +16,29 @@ unreadable            skipped, reason "unreadable"; also a photo over Pillow's l
 
 import functools
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
+__all__ = ["SIZE", "TEMPLATE", "align", "cut", "find_every_face", "find_landmarks", "read_photo", "similarity"]
+
 SIZE = 112
 DETECT_AT_MOST, SMALL, PAD = 640, 160, 60
+PIXELS = 16_000_000  # of all photos that are held in memory at once; a larger one is held alone
 # eyes, nose and mouth corners in a 150-pixel frame, scaled to the chip
 TEMPLATE = np.array([[47.6, 46.6], [100.5, 46.6], [74.0, 76.6], [50.4, 103.0], [97.6, 103.0]]) * SIZE / 150
 MTCNN_SETTINGS = {"min_face_size": 40, "factor": 0.709, "thresholds": [0.6, 0.7, 0.7]}
 SECOND_LOOK = {"min_face_size": 20, "factor": 0.709, "thresholds": [0.5, 0.5, 0.5]}
-VERSION = "1"  # part of the cache's key: raise it when chips of the same photo would come out different
+VERSION = "2"  # part of the cache's key: raise it when chips of the same photo would come out different
+NOTHING = "expected a non-empty list of Tensors"  # torch's error where facenet-pytorch concatenates no boxes
 
 
 @functools.lru_cache(maxsize=2)
-def detector(lenient=False):
+def _detector(lenient=False):
     """facenet-pytorch's MTCNN (its weights ship in the wheel), frozen, on the CPU."""
     from facenet_pytorch import MTCNN
 
@@ -40,18 +46,13 @@ def detector(lenient=False):
     return MTCNN(keep_all=True, **settings).requires_grad_(False).eval()
 
 
-def read_photo(path):
-    """Read a photo as (H, W, 3) uint8 RGB, upright.
-
-    Raises ``OSError`` in one sentence if it cannot be read or has too many pixels.
-    """
+def read_photo(path: str | Path) -> np.ndarray:
+    """A photo as (H, W, 3) uint8 RGB, upright. ``OSError`` if it cannot be read or has too many pixels."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as photo:
-                photo = ImageOps.exif_transpose(photo)
-                if photo.mode.startswith("I;16"):  # which convert() would clip at 255
-                    photo = Image.fromarray((np.asarray(photo) >> 8).astype(np.uint8))
+                photo = _eight_bits(ImageOps.exif_transpose(photo))
                 if photo.has_transparency_data:
                     photo = photo.convert("RGBA")
                     photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo)
@@ -60,11 +61,17 @@ def read_photo(path):
         raise OSError(f"{path} is not a readable photo: {e}.") from e
 
 
-def detection_view(photo):
-    """The photo as the detector should see it, with the scale and offset that lead there.
+def _eight_bits(photo):
+    """A grey photo of 16 bits in 8 bits, which convert() would clip at 255; any other photo as it is."""
+    if not photo.mode.startswith("I"):
+        return photo
+    grey = np.asarray(photo).clip(0, 65535)
+    has_8 = photo.mode == "I" and grey.max() < 256  # else it is "I;16", or "I" as some versions of Pillow say for it
+    return Image.fromarray((grey if has_8 else grey >> 8).astype(np.uint8))
 
-    Returns ``(view, scale, offset)``: a point p of the photo lies at ``scale * p + offset`` in the view.
-    """
+
+def _view(photo):
+    """What the detector should see: ``(view, scale, offset)``; point p of the photo lies there at scale p + offset."""
     height, width = photo.shape[:2]
     if min(height, width) < SMALL:
         view = np.asarray(Image.fromarray(photo).resize((3 * width, 3 * height), Image.Resampling.BICUBIC))
@@ -76,19 +83,18 @@ def detection_view(photo):
     return np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.BOX)), scale, 0
 
 
-def find_landmarks(photos):
-    """Five landmarks of the main face of each photo.
+def find_landmarks(photos: Sequence[np.ndarray]) -> list[tuple[np.ndarray | None, int]]:
+    """For each photo, (H, W, 3) uint8, the landmarks of its main face and the number of faces: ``(points, count)``.
 
-    photos: list of (H, W, 3) uint8, of any sizes. Returns a list of ``(points, count)``: points (5, 2) float
-    in pixels of the photo, ordered eyes, nose, mouth corners, or None without a face; count is the number of
-    faces seen. Source: Zhang et al. 2016 (MTCNN), facenet-pytorch's weights.
+    points: (5, 2) float in pixels of the photo, ordered eyes, nose, mouth corners; None without a face.
+    Source: Zhang et al. 2016 (MTCNN), facenet-pytorch's weights.
     """
     return [(points[0] if len(points) else None, len(points)) for points in find_every_face(photos)]
 
 
-def find_every_face(photos):
+def find_every_face(photos: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
     """Landmarks of all faces of each photo, the main one first: a list of lists of points as in ``find_landmarks``."""
-    views = [detection_view(photo) for photo in photos]
+    views = [_view(photo) for photo in photos]
     found = [[]] * len(photos)
     by_shape = {}
     for i, (view, _, _) in enumerate(views):
@@ -109,8 +115,10 @@ def find_every_face(photos):
 def _detect(batch, lenient=False):
     with torch.no_grad():
         try:
-            boxes, _, points = detector(lenient).detect(batch, landmarks=True)
-        except (RuntimeError, ValueError):  # facenet-pytorch cannot concatenate "no box in the whole batch"
+            boxes, _, points = _detector(lenient).detect(batch, landmarks=True)
+        except (RuntimeError, ValueError) as e:
+            if NOTHING not in str(e):  # out of memory, say
+                raise
             if len(batch) == 1:
                 return [((), ())]
             return [_detect(image[None], lenient)[0] for image in batch]
@@ -124,7 +132,7 @@ def _main_face(boxes, shape):
     return int(np.argmax((area - 2 * offset).astype(float)))
 
 
-def similarity(points):
+def similarity(points: np.ndarray) -> np.ndarray:
     """The least-squares similarity transform from five landmarks onto the template.
 
     points: (5, 2) in pixels of the photo. Returns a (2, 3) matrix M: chip = M[:, :2] @ photo + M[:, 2].
@@ -136,41 +144,71 @@ def similarity(points):
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
 
 
-def cut(photo, matrix, size=SIZE):
-    """Cut the chip out of the photo: bilinear, the border repeated where the chip reaches beyond it.
+def reduce(photo: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A photo with more than twice the chip's resolution, averaged over s x s pixels, and the matrix from there.
 
-    photo: (H, W, 3) uint8; matrix: (2, 3) photo to chip. Returns (3, size, size) uint8.
+    Any other photo, and its matrix, as they are. Without the average, the chip would show aliasing.
     """
-    shrink = int(1 / np.hypot(matrix[0, 0], matrix[1, 0]))
-    if shrink > 1:  # average first, or a large photo would alias
-        photo = np.asarray(Image.fromarray(photo).reduce(shrink))
-        matrix = np.c_[matrix[:, :2] * shrink, matrix[:, 2]]
-    height, width = photo.shape[:2]
-    inverse = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))[:2]
-    ys, xs = np.mgrid[:size, :size]
-    x, y = np.tensordot(inverse, np.stack([xs, ys, np.ones_like(xs)]), 1)
-    # pixel i has its centre at i here and at (i + 1/2) / n in grid_sample's frame
-    grid = torch.from_numpy(np.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], -1)[None])
+    s = int(1 / np.hypot(matrix[0, 0], matrix[1, 0]))
+    if s <= 1:
+        return photo, matrix
+    # pixel q of the small photo is the mean of pixels s q to s q + s - 1, and lies at s q + (s - 1) / 2
+    moved = matrix[:, 2] + matrix[:, :2].sum(1) * (s - 1) / 2
+    return np.asarray(Image.fromarray(photo).reduce(s)), np.c_[matrix[:, :2] * s, moved]
+
+
+def cut(photo: np.ndarray, matrix: np.ndarray, size: int = SIZE) -> np.ndarray:
+    """Cut the chip, (3, size, size) uint8, out of a photo: bilinear, the border repeated where the photo ends.
+
+    photo: (H, W, 3) uint8; matrix: (2, 3) photo to chip, as ``similarity`` gives it.
+    """
+    photo, matrix = reduce(photo, matrix)
     source = torch.from_numpy(np.ascontiguousarray(photo.transpose(2, 0, 1)))[None].float()
-    chip = F.grid_sample(source, grid.float(), mode="bilinear", padding_mode="border", align_corners=False)
+    places = grid(inverse(matrix), (size, size), photo.shape)
+    chip = F.grid_sample(source, places, padding_mode="border", align_corners=False)
     return chip[0].round().clamp(0, 255).byte().numpy()
 
 
-def align(paths):
-    """Read, detect and cut a batch of photos.
+def inverse(matrix: np.ndarray) -> np.ndarray:
+    """The matrix (2, 3) of the way back."""
+    return np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))[:2]
+
+
+def grid(matrix: np.ndarray, size: Sequence[int], source: Sequence[int]) -> torch.Tensor:
+    """Where each pixel of an image of ``size`` (h, w) lies in a source of that shape (H, W, …), by the matrix there.
+
+    Returns (1, h, w, 2) float32 for ``grid_sample``, in whose frame the centre of pixel i of n is at (i + 1/2) / n.
+    """
+    ys, xs = np.mgrid[: size[0], : size[1]]
+    x, y = np.tensordot(matrix, np.stack([xs, ys, np.ones_like(xs)]), 1)
+    places = np.stack([(2 * x + 1) / source[1] - 1, (2 * y + 1) / source[0] - 1], -1)
+    return torch.from_numpy(places[None]).float()
+
+
+def align(paths: Sequence[Path]) -> list[tuple[np.ndarray, np.ndarray, int] | str]:
+    """Read, detect and cut photos; ``PIXELS`` of them are in memory at once, or a single larger one.
 
     Returns a list with, for each path, ``(chip, matrix, count)`` or the reason (str) why it was skipped.
     """
-    results, photos = [None] * len(paths), {}
+    results, photos = ["unreadable"] * len(paths), {}
     for i, path in enumerate(paths):
         try:
-            photos[i] = read_photo(path)
+            photo = read_photo(path)
         except OSError:
-            results[i] = "unreadable"
+            continue
+        if photos and sum(held.shape[0] * held.shape[1] for held in [photo, *photos.values()]) > PIXELS:
+            _cut_all(photos, results)
+        photos[i] = photo
+    _cut_all(photos, results)
+    return results
+
+
+def _cut_all(photos, results):
+    """Put the chips of the photos, or why there are none, into ``results``; ``photos`` is then empty."""
     for (i, photo), (points, count) in zip(photos.items(), find_landmarks(list(photos.values()))):
         if points is None:
             results[i] = "no face found"
         else:
             matrix = similarity(points)
             results[i] = cut(photo, matrix), matrix, count
-    return results
+    photos.clear()

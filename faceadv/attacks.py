@@ -1,84 +1,83 @@
 """How an attack steps: FGSM, I-FGSM, I-FGVM, P-FGVM, PGD and MI-FGSM, in pixels of [0, 1].
 
-All take images (N, 3, H, W) and an objective, whose loss they descend, and return images of the same shape within
-[0, 1] and the budget. In the equations x is the image, x_i the iterate, g = grad l(x_i), clip_e the clipping to
-[x - eps, x + eps]; each result is clipped to [0, 1].
+All take images (N, 3, H, W) in [0, 1] of any float type and an objective, whose loss they descend. They compute with a
+detached copy in float32 and return images of the same shape and type, within [0, 1] and the budget also after rounding
+to that type. In the equations x is the image, x_i the iterate, g = grad l(x_i), clip_e the clipping to
+[x - eps, x + eps]; each result is clipped to [0, 1]. A budget eps is the largest change of a pixel, such as 8 / 255.
 
-Options that all iterative attacks share:
+Options that all attacks share:
 
 keep_best   return the iterate of lowest loss instead of the last one
 stop_early  stop each image at the first iterate that reaches the objective, confirmed in float32
-batch       images per forward pass: it changes time and memory, not the result
+batch       images per forward pass, 64 by default: it changes time and memory, not the result
+
+All raise ``Invalid`` for other images, budgets and options, for a loss that is not (N,) or has no gradient, and if the
+objective holds a module in training mode; they raise ``Failed`` for a gradient that is not finite.
 """
 
+import math
+import numbers
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from faceadv.errors import Failed, Invalid
-from faceadv.images import check_images
+from faceadv.networks.common import whole
+from faceadv.objectives import Objective, enter, evaluating
+from faceadv.precision import autocast
+from faceadv.store.paths import nearest
+
+__all__ = ["fgsm", "ifgsm", "ifgvm", "mifgsm", "pfgvm", "pgd"]
+
+OPTIONS = {"keep_best": False, "stop_early": False, "batch": 64}
 
 
-def fgsm(images, objective, *, eps, batch=64):
+def fgsm(images: Tensor, objective: Objective, *, eps: float, **options) -> Tensor:
     """x - eps sign(g). Source: Goodfellow et al. 2015, equation in section 4, descending a loss."""
-    return ifgsm(images, objective, eps=eps, alpha=eps, steps=1, batch=batch)
+    return ifgsm(images, objective, eps=eps, alpha=eps, steps=1, **options)
 
 
-def ifgsm(images, objective, *, eps, alpha=None, steps=10, keep_best=False, stop_early=False, batch=64):
+def ifgsm(
+    images: Tensor, objective: Objective, *, eps: float, alpha: float | None = None, steps: int = 10, **options
+) -> Tensor:
     """x_{i+1} = clip_e(x_i - alpha sign(g)); alpha is eps / steps by default.
 
     Source: Kurakin et al. 2017; slides of P-FGVM, I-FGSM.
     """
-    _check(steps, eps=eps, alpha=alpha)
-    alpha = eps / steps if alpha is None else alpha
-
-    def step(x, g, original, memory):
-        return _clip(x - alpha * g.sign(), original, eps), memory
-
-    return _descend(images, objective, step, steps, images, keep_best, stop_early, batch)
+    steps, eps, alpha = _budget(steps, eps=eps, alpha=alpha)
+    return _descend(images, objective, lambda x, g, o, m: (x - alpha * g.sign(), m), within(eps), steps, options)
 
 
-def ifgvm(images, objective, *, eps, alpha, steps=10, keep_best=False, stop_early=False, batch=64):
+def ifgvm(images: Tensor, objective: Objective, *, eps: float, alpha: float, steps: int = 10, **options) -> Tensor:
     """x_{i+1} = clip_e(x_i - alpha g), the raw gradient. Source: slides of P-FGVM, I-FGVM."""
-    _check(steps, eps=eps, alpha=alpha)
-
-    def step(x, g, original, memory):
-        return _clip(x - alpha * g, original, eps), memory
-
-    return _descend(images, objective, step, steps, images, keep_best, stop_early, batch)
+    steps, eps, alpha = _budget(steps, eps=eps, alpha=alpha)
+    return _descend(images, objective, lambda x, g, o, m: (x - alpha * g, m), within(eps), steps, options)
 
 
-def pfgvm(images, objective, *, alpha, lam, steps=100, start=None, keep_best=False, stop_early=False, batch=64):
+def pfgvm(
+    images: Tensor, objective: Objective, *, alpha: float, lam: float, steps: int = 100, start=None, **options
+) -> Tensor:
     """x_{i+1} = clip_[0,1](x_i - alpha (g + lam (x_i - x))): no eps, the penalty holds the image near x instead.
 
     The penalty is the slope of lam / 2 |x_i - x|^2; its step alone goes to x if alpha lam < 1 and would diverge from
-    2 on, so ``ValueError`` from 1. start: another first iterate (N, 3, H, W) in [0, 1], x still being the anchor.
+    2 on, so ``Invalid`` from 1. start: another first iterate (N, 3, H, W) in [0, 1], while x stays the anchor.
     Source: Chatzikyriakidis, Papaioannidis and Pitas 2019, slide "Proposed method - P-FGVM".
     """
-    _check(steps, alpha=alpha, lam=lam)
+    steps, alpha, lam = _budget(steps, alpha=alpha, lam=lam)
     if alpha * lam >= 1:
         raise Invalid(f"alpha * lam must be below 1, or the penalty overshoots: {alpha} * {lam} is not.")
-    if start is not None:
-        check_images(start)
 
-    def step(x, g, original, memory):
-        return (x - alpha * (g + lam * (x - original))).clamp(0, 1), memory
+    def move(x, g, original, memory):
+        return x - alpha * (g + lam * (x - original)), memory
 
-    return _descend(images, objective, step, steps, images if start is None else start, keep_best, stop_early, batch)
+    return _descend(images, objective, move, lambda x, original: x.clamp(0, 1), steps, options, start)
 
 
 def pgd(
-    images,
-    objective,
-    *,
-    eps,
-    alpha=None,
-    steps=20,
-    norm="linf",
-    random_start=True,
-    seed=0,
-    keep_best=False,
-    stop_early=False,
-    batch=64,
-):
+    images: Tensor, objective: Objective, *, eps: float, alpha: float | None = None, steps: int = 20,
+    norm: str = "linf", random_start: bool = True, seed: int = 0, **options,
+) -> Tensor:  # fmt: skip
     """Projected gradient descent from a random start in the ball; alpha is 2.5 eps / steps by default.
 
     norm "linf": as I-FGSM; norm "l2": x_{i+1} = P_eps(x_i - alpha g / |g|_2), P_eps the projection onto the L2 ball,
@@ -86,73 +85,106 @@ def pgd(
     """
     if norm not in ("linf", "l2"):
         raise Invalid(f'norm must be "linf" or "l2", not {norm!r}.')
-    _check(steps, eps=eps, alpha=alpha)
-    alpha = 2.5 * eps / steps if alpha is None else alpha
-    check_images(images)
-    start = images
+    linf = norm == "linf"
+    steps, eps, alpha = _budget(steps, 2.5, largest=1 if linf else math.inf, eps=eps, alpha=alpha)
+    start = None
     if random_start:
-        generator = torch.Generator().manual_seed(seed)
-        if norm == "linf":
-            noise = (torch.rand(images.shape, generator=generator) * 2 - 1) * eps
+        x, generator = enter(images), torch.Generator().manual_seed(int(seed))
+        if linf:
+            noise = (torch.rand(x.shape, generator=generator) * 2 - 1) * eps
         else:  # uniform in the ball: a random direction, and a radius that is the d-th root of a uniform number
-            noise = torch.randn(images.shape, generator=generator)
-            radius = torch.rand(len(images), 1, 1, 1, generator=generator) ** (1 / images[0].numel())
+            noise = torch.randn(x.shape, generator=generator)
+            radius = torch.rand(len(x), 1, 1, 1, generator=generator) ** (1 / x.shape[1:].numel())
             noise = noise / _norm(noise) * radius * eps
-        start = (images + noise.to(images)).clamp(0, 1)
+        start = (x + noise.to(x)).clamp(0, 1)
 
-    def step(x, g, original, memory):
-        if norm == "linf":
-            return _clip(x - alpha * g.sign(), original, eps), memory
-        moved = x - alpha * g / _norm(g) - original
-        return (original + moved * (eps / _norm(moved)).clamp(max=1)).clamp(0, 1), memory
+    def move(x, g, original, memory):
+        return x - (alpha * g.sign() if linf else alpha * g / _norm(g)), memory
 
-    return _descend(images, objective, step, steps, start, keep_best, stop_early, batch)
+    def onto_the_ball(x, original):
+        moved = x - original
+        return (original + moved * (eps / _norm(moved)).clamp(max=1)).clamp(0, 1)
+
+    return _descend(images, objective, move, within(eps) if linf else onto_the_ball, steps, options, start)
 
 
-def mifgsm(images, objective, *, eps, alpha=None, steps=10, mu=1.0, keep_best=False, stop_early=False, batch=64):
+def mifgsm(
+    images: Tensor, objective: Objective, *, eps: float, alpha: float | None = None, steps: int = 10, mu: float = 1.0,
+    **options,
+) -> Tensor:  # fmt: skip
     """m_{i+1} = mu m_i + g / |g|_1, x_{i+1} = clip_e(x_i - alpha sign(m_{i+1})); alpha is eps / steps by default.
 
     Source: Dong et al. 2018, equations 6 and 7.
     """
-    _check(steps, eps=eps, alpha=alpha, mu=mu)
-    alpha = eps / steps if alpha is None else alpha
+    steps, eps, alpha, mu = _budget(steps, eps=eps, alpha=alpha, mu=mu)
 
-    def step(x, g, original, memory):
+    def move(x, g, original, memory):
         memory = mu * memory + g / g.abs().sum((1, 2, 3), keepdim=True).clamp_min(1e-12)
-        return _clip(x - alpha * memory.sign(), original, eps), memory
+        return x - alpha * memory.sign(), memory
 
-    return _descend(images, objective, step, steps, images, keep_best, stop_early, batch)
+    return _descend(images, objective, move, within(eps), steps, options)
 
 
-def _clip(x, original, eps):
-    return x.clamp((original - eps).clamp_(min=0), (original + eps).clamp_(max=1))  # both clippings in one pass
+def within(eps: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function of (x, original): x clipped to [original - eps, original + eps] and to [0, 1], in one pass."""
+    return lambda x, original: x.clamp((original - eps).clamp_(min=0), (original + eps).clamp_(max=1))
 
 
 def _norm(x):
     return x.flatten(1).norm(dim=1).clamp_min(1e-12).reshape(-1, 1, 1, 1)
 
 
-def _check(steps, **budget):
-    """Raise ``ValueError`` for a budget that cannot be meant; None stands for a default still to come."""
-    if not isinstance(steps, int) or steps < 1:
-        raise Invalid(f"steps must be a whole number of at least 1, not {steps!r}.")
-    for name, value in budget.items():
-        if value is not None and not 0 <= value < float("inf"):
+def _budget(steps, pace=1.0, largest=1, **values):
+    """Steps as an int and the values as floats, alpha being pace * eps / steps by default, or ``Invalid``."""
+    steps = whole("steps", steps, 1)
+    for name, value in values.items():
+        if name == "alpha" and value is None and "eps" in values:
+            value = pace * values["eps"] / steps
+        if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= value < math.inf:
             raise Invalid(f"{name} must be a finite number of at least 0, not {value!r}.")
+        if name == "eps" and value > largest:
+            raise Invalid(f"eps must be at most 1, because pixels lie in [0, 1]: did you mean {value:g}/255?")
+        values[name] = float(value)
+    return steps, *values.values()
 
 
-def _descend(images, objective, step, steps, start, keep_best, stop_early, batch):
+def leave(moved: Tensor, images: Tensor, project: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The float32 result of an attack in the dtype of the images, within the budget after the rounding too."""
+    if images.dtype == torch.float32:
+        return moved
+    x = images.detach().double()
+    exact = project(x + (moved.double() - x.float().double()), x)
+    near = exact.to(images.dtype)
+    # the next number towards the image; as whole numbers, the bits of positive floats are in the order of the floats
+    bits = {2: torch.int16, 8: torch.int64}[near.element_size()]
+    nearer = (near.view(bits) + torch.where(x > near, 1, -1).to(bits)).view(near.dtype)
+    return torch.where((near.double() - x).abs() > (exact - x).abs(), nearer, near)
+
+
+def _descend(images, objective, move, project, steps, options, start=None):
     """The loop that all attacks share, batch by batch."""
-    check_images(images)
-    rows = torch.arange(len(images), device=images.device)
-    results = [
-        _descend_batch(images[r], objective, step, steps, start[r], keep_best, stop_early, r) for r in rows.split(batch)
-    ]
-    return torch.cat(results) if results else images.clone()
+    for name in options.keys() - OPTIONS.keys():
+        raise Invalid(f'An attack has no option "{name}"{nearest(name, OPTIONS)}; there are {", ".join(OPTIONS)}.')
+    keep_best, stop_early, batch = (OPTIONS | options).values()
+    x, batch = enter(images), whole("batch", batch, 1)
+    start = x if start is None else enter(start)
+    if start.shape != x.shape:
+        raise Invalid(f"start must have the shape of the images, {tuple(x.shape)}, not {tuple(start.shape)}.")
+    evaluating(objective)
+    if not len(x):
+        return images.detach().clone()
+
+    def step(x, g, original, memory):
+        x, memory = move(x, g, original, memory)
+        return project(x, original), memory
+
+    parts = torch.arange(len(x), device=x.device).split(batch)
+    done = [_descend_batch(x[rows], objective, step, steps, start[rows], keep_best, stop_early, rows) for rows in parts]
+    return leave(torch.cat(done), images, project)
 
 
 def _descend_batch(original, objective, step, steps, start, keep_best, stop_early, rows):
-    x, memory = start.detach().clone(), torch.zeros_like(original)
+    x, memory = start.clone(), torch.zeros_like(original)
     result, lowest = x.clone(), torch.full((len(x),), float("inf"), device=x.device)
     active = torch.arange(len(x), device=x.device)  # where in the batch the images still under attack are
     for _ in range(steps):
@@ -161,7 +193,8 @@ def _descend_batch(original, objective, step, steps, start, keep_best, stop_earl
             better = loss < lowest[active]
             lowest[active[better]], result[active[better]] = loss[better], x[better]
         if stop_early and reached.any():
-            reached = _confirm(objective, x, rows[active], reached)
+            with torch.no_grad(), autocast(x.device, fast=False):  # the fast precision may err
+                reached = reached.masked_scatter(reached, objective(x[reached], rows[active[reached]], exact=True)[1])
             result[active[reached]] = x[reached]
             going = ~reached
             active, x, g, memory = active[going], x[going], g[going], memory[going]
@@ -171,7 +204,7 @@ def _descend_batch(original, objective, step, steps, start, keep_best, stop_earl
     if keep_best:
         with torch.no_grad():
             loss, _ = objective(x, rows[active])
-        better = loss < lowest[active]
+        better = loss.float() < lowest[active]
         result[active[better]] = x[better]
     else:
         result[active] = x
@@ -179,23 +212,16 @@ def _descend_batch(original, objective, step, steps, start, keep_best, stop_earl
 
 
 def _gradient(objective, x, rows):
-    """Gradient of each image's loss in the image alone. Raises ``RuntimeError`` if it is not finite."""
+    """Gradient of each image's loss in the image alone, the loss in float32, and what is reached."""
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         loss, reached = objective(x, rows)
+        if loss.shape != (len(x),) or not loss.requires_grad:
+            none = "for a purifier that has none there is adaptive.straight_through."
+            raise Invalid(f"The loss of an objective must be (N,) and have a gradient in the images; {none}")
         (g,) = torch.autograd.grad(loss.sum(), x)
     if not g.sum().isfinite():  # cheaper than to look at each
-        bad = ~g.isfinite().flatten(1).all(1)
-        if bad.any():
-            raise Failed(
-                f"The gradient of {int(bad.sum())} of {len(x)} images is not finite: the loss has no slope there."
-            )
-    return g, loss.detach(), reached
-
-
-@torch.no_grad()
-def _confirm(objective, x, rows, reached):
-    """What the fast precision takes for reached, decided in float32."""
-    confirmed = reached.clone()
-    confirmed[reached] = objective(x[reached], rows[reached], exact=True)[1]
-    return confirmed
+        bad = int((~g.isfinite().flatten(1).all(1)).sum())
+        if bad:
+            raise Failed(f"The gradient of {bad} of {len(x)} images is not finite: the loss has no slope there.")
+    return g, loss.detach().float(), reached

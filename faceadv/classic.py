@@ -5,29 +5,36 @@ All take images (N, 3, H, W) in [0, 1] and return the same; strength 0 changes n
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from faceadv import metrics
 from faceadv.errors import Invalid
 from faceadv.images import check_images
+from faceadv.store.paths import nearest
+
+__all__ = ["METHODS", "at_ssim", "blur", "mask", "noise", "pixelate"]
 
 
-def blur(images, sigma):
+def blur(images: Tensor, sigma: float) -> Tensor:
     """Gaussian blur; sigma in pixels."""
+    _check(images, sigma)
     if sigma <= 0.05:  # narrower than a pixel's neighbourhood shows
         return images.clone()
     return gaussian_blur(images, 2 * int(3 * sigma + 1) + 1, [float(sigma)] * 2)
 
 
-def pixelate(images, block):
+def pixelate(images: Tensor, block: float) -> Tensor:
     """Mean over squares of ``block`` pixels a side; fractions of a pixel are allowed, up to 1 changes nothing."""
+    _check(images, block)
     size = images.shape[2:]
     cells = [max(1, round(side / max(block, 1))) for side in size]
     return F.interpolate(F.adaptive_avg_pool2d(images, cells), size, mode="nearest")
 
 
-def mask(images, height):
+def mask(images: Tensor, height: float) -> Tensor:
     """A black bar over the eyes of an aligned chip, ``height`` pixels high and three times as wide."""
+    _check(images, height)
     high, wide = images.shape[2:]
     rows, columns = torch.arange(high)[:, None] + 0.5, torch.arange(wide)[None] + 0.5
     # the eyes lie at a share of 0.31 from the top (align.TEMPLATE)
@@ -35,25 +42,34 @@ def mask(images, height):
     return torch.where(covered.to(images.device), torch.zeros_like(images), images)
 
 
-def noise(images, sigma, seed=0):
+def noise(images: Tensor, sigma: float, seed: int = 0) -> Tensor:
     """Gaussian noise of standard deviation ``sigma`` in [0, 1], clipped."""
+    _check(images, sigma)
     drawn = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
     return (images + sigma * drawn.to(images)).clamp(0, 1)
+
+
+def _check(images, strength):
+    check_images(images)
+    if not 0 <= strength < float("inf"):
+        raise Invalid(f"The strength must be a finite number of at least 0, not {strength!r}.")
 
 
 METHODS = {"blur": (blur, 10.0), "pixelate": (pixelate, 28.0), "mask": (mask, 112.0), "noise": (noise, 0.5)}
 SAMPLE = 100
 
 
-def at_ssim(name, images, target, steps=16):
+def at_ssim(name: str, images: Tensor, target: float, steps: int = 16) -> tuple[Tensor, float]:
     """The images de-identified by METHODS[name] with the strength, by bisection, whose mean SSIM is closest to target.
 
-    Returns ``(images, strength)``, sought on about ``SAMPLE`` of the images. ``ValueError`` unless 0 < target < 1.
-    The strength of "pixelate" and "mask" moves in whole cells and pixels, so that their SSIM is only near.
+    Returns ``(images, strength)``, sought on about ``SAMPLE`` of the images. The strength of "pixelate" and "mask"
+    moves in whole cells and pixels, so that their SSIM is only near. ``Invalid`` unless 0 < target < 1.
     """
     check_images(images)
-    if not 0 < target < 1:
-        raise Invalid(f"The SSIM to reach must lie between 0 and 1, not {target}.")
+    if name not in METHODS:
+        raise Invalid(f'There is no method "{name}"{nearest(name, METHODS)}; there are {", ".join(METHODS)}.')
+    if not 0 < target < 1 or not len(images):
+        raise Invalid(f"The SSIM to reach must lie between 0 and 1, on one image or more: {target}, {len(images)}.")
     method, strongest = METHODS[name]
     low, high = 0.0, strongest
     sample = images[:: max(1, len(images) // SAMPLE)]

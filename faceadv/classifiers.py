@@ -3,24 +3,29 @@
 Source: Chatzikyriakidis, Papaioannidis and Pitas 2019 (P-FGVM), slide "Experiments - Models".
 """
 
-import os
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-from torch import nn
-from tqdm import trange
+from torch import Tensor, nn
 
 from faceadv.errors import Invalid
+from faceadv.networks.common import whole
+from faceadv.objectives import enter, evaluating, integers
+from faceadv.precision import autocast
+from faceadv.store import progress
+
+__all__ = ["ModelA", "ModelB", "fit", "linear_head", "logits", "model_a", "model_b", "targets"]
 
 L2 = 1e-3  # Keras' L2Regularizer: weight times the sum of squares, without a half
 
 
 class ModelA(nn.Module):
-    """Two convolutions and two fully connected layers, on chips of 112; (N, 3, 112, 112) to (N, people)."""
+    """Two convolutions and two fully connected layers: chips (N, 3, size, size) in [0, 1] to logits (N, people)."""
 
-    def __init__(self, people, size=112):
+    def __init__(self, people: int, size: int = 112):
         super().__init__()
         self.features = nn.Sequential(
             *(nn.Conv2d(3, 32, 5, padding=2), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2, 2)),
@@ -38,13 +43,13 @@ class ModelA(nn.Module):
 
 
 class ModelB(nn.Module):
-    """A frozen face network and a head: FC256, batch norm, ReLU, FC; (N, 3, 112, 112) to (N, people).
+    """A frozen face network and a head of FC256, batch norm, ReLU, FC: chips (N, 3, H, W) to logits (N, people).
 
-    backbone: any module from chips to (N, D) features. Give a recogniser's ``network``: the recogniser itself stays in
-    float32 where an attack asks for bfloat16, at twice the time.
+    backbone: any module from chips to features (N, dimension). Give a recogniser's ``network``: the recogniser itself
+    computes in float32 where an attack asks for bfloat16, in twice the time.
     """
 
-    def __init__(self, people, backbone, dimension):
+    def __init__(self, people: int, backbone: nn.Module, dimension: int):
         super().__init__()
         self.backbone = backbone.requires_grad_(False)
         self.hidden = nn.Linear(dimension, 256)
@@ -64,22 +69,28 @@ class ModelB(nn.Module):
         return self.head(self.hidden(features))
 
 
-def fit(model, inputs, labels, epochs, lr=1e-3, batch=32, forward=None, seed=0):
+def fit(
+    model: nn.Module, inputs: Tensor, labels: Tensor, epochs: int, lr: float = 1e-3, batch: int = 32,
+    forward: Callable | None = None, seed: int = 0,
+) -> list[float]:  # fmt: skip
     """Train a classifier with Adam on cross-entropy + L2 over its ``regularised`` weights; returns the loss by epoch.
 
-    inputs (N, …): chips in [0, 1], or a frozen backbone's features with ``forward=model.classify``; labels (N,) int64.
-    ``seed`` fixes the order of the batches; dropout draws from torch's own generator. The model is left in evaluation
-    mode, frozen.
+    inputs (N, …): chips in [0, 1], or a frozen backbone's features with ``forward=model.classify``; labels (N,) of any
+    integer type. ``seed`` fixes the order of the batches; dropout draws from torch's own generator. A last batch of one
+    input is left out, because batch normalisation needs two. The model is left in evaluation mode, frozen.
     """
+    batch, labels = whole("batch", batch, 2), integers(labels).to(inputs.device)
+    if len(inputs) < 2 or len(labels) != len(inputs):
+        raise Invalid(f"Training needs two inputs or more, with a label each: {len(inputs)} and {len(labels)} came.")
     forward, generator = forward or model, torch.Generator().manual_seed(seed)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.Adam(trained, lr)
     losses = []
     model.train()
-    for _ in trange(epochs, desc="training", disable=bool(os.environ.get("FACEADV_QUIET"))):
+    for _ in progress.bar(range(whole("epochs", epochs, 0)), desc="training"):
         total = 0.0
         for rows in torch.randperm(len(inputs), generator=generator).split(batch):
-            if len(rows) == 1:  # batch norm needs two
+            if len(rows) == 1:
                 continue
             loss = F.cross_entropy(forward(inputs[rows]), labels[rows])
             loss = loss + L2 * sum(weight.square().sum() for weight in model.regularised)
@@ -92,23 +103,26 @@ def fit(model, inputs, labels, epochs, lr=1e-3, batch=32, forward=None, seed=0):
     return losses
 
 
-def model_a(images, labels, people, epochs=12, seed=0):
+def model_a(images: Tensor, labels: Tensor, people: int, epochs: int = 12, seed: int = 0) -> tuple[ModelA, list[float]]:
     """A trained Model A: ``(model, losses)``; the same seed gives the same model on one machine."""
     torch.manual_seed(seed)
-    model = ModelA(people, images.shape[-1])
+    model = ModelA(people, images.shape[-1]).to(images.device)
     return model, fit(model, images, labels, epochs, seed=seed)
 
 
-def model_b(images, labels, people, backbone, epochs=60, seed=0):
+def model_b(
+    images: Tensor, labels: Tensor, people: int, backbone: nn.Module, epochs: int = 60, seed: int = 0
+) -> tuple[ModelB, list[float]]:
     """A trained Model B on a frozen ``backbone`` (chips to features), whose features are computed once."""
     torch.manual_seed(seed)
+    backbone.eval()
     with torch.no_grad():
         features = torch.cat([backbone(batch).float() for batch in images.split(32)])
-    model = ModelB(people, backbone, features.shape[1])
+    model = ModelB(people, backbone, features.shape[1]).to(images.device)
     return model, fit(model, features, labels, epochs, forward=model.classify, seed=seed)
 
 
-def linear_head(features, labels, scaled=False, C=1.0):
+def linear_head(features: Tensor, labels: Tensor, scaled: bool = False, C: float = 1.0) -> nn.Linear:
     """A linear layer from features (N, D) to logits of labels 0 to K - 1: multinomial logistic regression.
 
     scaled: learned on standardised features, the scaling folded into the layer; C: inverse strength of the L2 penalty,
@@ -116,32 +130,39 @@ def linear_head(features, labels, scaled=False, C=1.0):
     """
     scaler = StandardScaler(with_mean=scaled, with_std=scaled).fit(features.numpy())
     found = LogisticRegression(C=C, solver="newton-cg").fit(scaler.transform(features.numpy()), labels.numpy())
+    if found.classes_.tolist() != list(range(len(found.classes_))):
+        raise Invalid(f"labels must be 0 to K - 1, each at least once, not {found.classes_.tolist()}.")
     weight, bias = torch.from_numpy(found.coef_), torch.from_numpy(found.intercept_)
     if scaled:
         weight = weight / torch.from_numpy(scaler.scale_)
         bias = bias - weight @ torch.from_numpy(scaler.mean_)
     if len(weight) == 1:  # two people: scikit-learn keeps the second one's alone
         weight, bias = torch.cat([0 * weight, weight]), torch.cat([0 * bias, bias])
-    layer = nn.Linear(*weight.T.shape).requires_grad_(False)
+    layer = nn.Linear(*weight.T.shape).requires_grad_(False).eval()
     layer.weight.copy_(weight)
     layer.bias.copy_(bias)
     return layer
 
 
 @torch.no_grad()
-def logits(model, images, batch=64):
-    """Logits (N, people) of any number of chips (N, 3, H, W), in float32 and without gradients."""
-    return torch.cat([model(part).float() for part in images.split(batch)])
+def logits(model: Callable, images: Tensor, batch: int = 64) -> Tensor:
+    """Logits (N, people) of chips (N, 3, H, W) in float32, without gradients. Not of a model in training mode."""
+    evaluating(model)
+    with autocast(images.device, fast=False):
+        return torch.cat([model(part).float() for part in enter(images).split(whole("batch", batch, 1))])
 
 
-def targets(scores, labels, rule, seed=0):
+def targets(scores: Tensor, labels: Tensor, rule: str, seed: int = 0) -> Tensor:
     """Target labels (N,), never the true ones, from a classifier's logits ``scores`` (N, people).
 
-    rule: "random" other person, "second" most likely, or "farthest", the least likely. ``ValueError`` for another.
+    rule: "random" other person, "second" most likely, or "farthest", the least likely. ``Invalid`` for another.
     """
+    labels = integers(labels).to(scores.device)
+    if scores.shape[1] < 2:
+        raise Invalid("A target is another person, and the scores are for one person only.")
     if rule == "random":
         step = torch.randint(1, scores.shape[1], (len(labels),), generator=torch.Generator().manual_seed(seed))
-        return (labels + step) % scores.shape[1]
+        return (labels + step.to(labels.device)) % scores.shape[1]
     wrong = scores.scatter(1, labels[:, None], float("-inf"))
     if rule == "second":
         return wrong.argmax(1)

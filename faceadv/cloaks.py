@@ -1,26 +1,32 @@
 """Cloaks: perturbations on photos that will later train a recogniser. Fawkes and LowKey.
 
-Extractors are recognisers (``recognisers.load``); features are their embeddings scaled to unit length. All functions
-take images (N, 3, H, W) in [0, 1] and return the same, and are deterministic in ``seed``.
+All take images (N, 3, H, W) in [0, 1] of any float type and extractors, whose features are their embeddings scaled to
+unit length: recognisers (``recognisers.load``), or ``adaptive.purified`` ones. They compute with a detached copy in
+float32, ``batch`` images at a time, and return images of the same shape and type, within the budget also after rounding
+to that type. They are deterministic in ``seed`` and raise ``Invalid`` for other images, for steps or a mode that make
+no sense, and for an extractor in training mode.
 Sources: Shan et al. 2020 (Fawkes), Cherepanova et al. 2021 (LowKey); constants of their published code.
 """
 
 import functools
-import hashlib
-import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
-from tqdm import tqdm
 
-from faceadv import recognisers
+from faceadv.attacks import leave, within
 from faceadv.errors import Invalid
-from faceadv.images import check_images
 from faceadv.networks import lpips
-from faceadv.store.paths import cache_root, nearest, replacing
+from faceadv.networks.common import whole
+from faceadv.objectives import enter, evaluating
+from faceadv.store import cache, progress
+from faceadv.store.paths import nearest
+
+__all__ = ["cached", "dssim", "fawkes", "fawkes_targeted", "features", "lowkey", "multiscale", "perceptual",
+           "target_shifts"]  # fmt: skip
 
 # budget of DSSIM, steps, learning rate of Adadelta
 FAWKES_03 = {"min": (0.002, 20, 40.0), "low": (0.003, 50, 35.0), "mid": (0.005, 200, 20.0), "high": (0.008, 500, 10.0)}
@@ -30,11 +36,12 @@ CLIP = 15 / 255  # v1.0 changes no pixel by more
 FARTHEST = 20  # v0.3 draws its target among so many
 
 
-def dssim(a, b):
-    """Structural dissimilarity (1 - SSIM) / 2 per image, (N,), differentiable. Source: Fawkes, section 5.2.
+def dssim(a: Tensor, b: Tensor) -> Tensor:
+    """Structural dissimilarity (1 - SSIM) / 2 of each image, (N,), differentiable. Source: Fawkes, section 5.2.
 
     ``metrics.ssim``'s number, many times faster with its gradient: the Gaussian windows are two products of matrices.
     """
+    a, b = a.float(), b.float()
     rows, columns = (_window(side).to(a) for side in a.shape[2:])
     means = rows @ torch.stack([a, b, a * a, b * b, a * b]) @ columns.T
     ma, mb, aa, bb, ab = means
@@ -55,105 +62,114 @@ def _window(side):
     return matrix
 
 
-def features(extractor, images, fast=True):
-    """Embeddings of unit length (N, D)."""
-    return F.normalize(extractor.embed(images, fast=fast))
+def features(extractor, images: Tensor, fast: bool = True) -> Tensor:
+    """Embeddings of unit length (N, D), float32; ``fast`` in bfloat16 where the extractor and the hardware allow it."""
+    return F.normalize(extractor.embed(images, fast=fast).float())
 
 
-def cached(label, make, images, extractors):
+def cached(label: str, make: Callable[[Tensor], Tensor], images: Tensor, extractors: Sequence) -> Tensor:
     """``make(images)`` as a user would publish it, in 8 bits; made once and kept in the cache.
 
     label: what is made, with its settings; the images, the extractors' weights and this module's text count as well.
     """
-    key = hashlib.sha256(Path(__file__).read_bytes() + label.encode())
-    key.update((images * 255).round().byte().cpu().numpy().tobytes())
-    for extractor in extractors:
-        key.update(recognisers.fingerprint(extractor).encode())
-    path = cache_root() / "cloaks" / f"{key.hexdigest()[:32]}.npy"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        done = (make(images) * 255).round().byte().cpu().numpy()
-        with replacing(path) as part, open(part, "wb") as file:
-            np.save(file, done)
-    return torch.from_numpy(np.load(path)).to(images.device).float().div_(255)
+    photos, kinds = enter(images), [[e, getattr(e, "precision", "")] for e in extractors]
+    if not len(photos):
+        return images.detach().clone()
+
+    def eight_bits(pictures):
+        return (pictures.float() * 255).round().byte().cpu().numpy()
+
+    key = cache.key(label, Path(__file__), eight_bits(photos), kinds)
+    published = cache.array("cloaks", "cloak", key, lambda: eight_bits(make(photos)))
+    return torch.from_numpy(published).to(images.device).float().div_(255).to(images.dtype)
 
 
-def fawkes(images, extractors, *, mode="mid", steps=None, seed=0, batch=32):
+def fawkes(
+    images: Tensor, extractors: Sequence, *, mode: str = "mid", steps: int | None = None, seed: int = 0, batch: int = 32
+) -> Tensor:
     """Fawkes v1.0: move the features as far as the budget of DSSIM allows, in any direction.
 
     Maximises sum_m |f_m(x') - f_m(x)|² / |f_m(x)| - c max(DSSIM - rho, 0)² in tanh space by Adadelta. It starts at
     small random signs (at x itself the features have no slope); the weight of the features is halved where the budget
     is exceeded and doubled where it is not reached. After a step that exceeds it the change is shrunk back to it, which
     the published code leaves to the penalty. Each image keeps its best iterate within the budget.
-    Raises ``ValueError`` for another mode than "low", "mid", "high".
+    mode: "low", "mid" or "high".
     """
-    rho, count, lr = _mode(mode, FAWKES_10)
+    rho, steps, lr = _settings(extractors, mode, FAWKES_10, steps)
 
     def distance(part, rows):
         with torch.no_grad():
             clean = [features(e, part) for e in extractors]
         return lambda x: sum((features(e, x) - f).square().sum(1) for e, f in zip(extractors, clean))
 
-    return _fawkes(images, distance, rho, steps or count, lr, batch, clip=CLIP, kick=seed)
+    return _fawkes(images, distance, rho, steps, lr, batch, CLIP, kick=int(seed))
 
 
-def fawkes_targeted(images, extractors, targets, *, mode="mid", steps=None, batch=32):
+def fawkes_targeted(
+    images: Tensor, extractors: Sequence, targets: Sequence[Tensor], *, mode: str = "mid", steps: int | None = None,
+    batch: int = 32,
+) -> Tensor:  # fmt: skip
     """Fawkes v0.3: move the features to t = f(x) + 2 (mean of the target's - mean of the person's own).
 
     Minimises sum_m |f_m(x') - t_m| / |t_m| + c max(DSSIM - rho, 0)²; the learning rate falls to 0.8 of itself every
-    third of the steps. targets: per extractor the shifts (N, D) as ``target_shifts`` gives them.
-    Raises ``ValueError`` for another mode than "min", "low", "mid", "high".
+    third of the steps. targets: per extractor the shifts (N, D) as ``target_shifts`` gives them; mode: "min", "low",
+    "mid" or "high".
     """
-    rho, count, lr = _mode(mode, FAWKES_03)
+    rho, steps, lr = _settings(extractors, mode, FAWKES_03, steps)
+    if [len(shift) for shift in targets] != [len(images)] * len(extractors):
+        raise Invalid(f"targets must be a tensor ({len(images)}, D) for each of the {len(extractors)} extractors.")
 
     def distance(part, rows):
         with torch.no_grad():
-            wanted = [features(e, part) + shift[rows].to(part) for e, shift in zip(extractors, targets)]
+            wanted = [features(e, part) + shift.detach()[rows].to(part) for e, shift in zip(extractors, targets)]
         return lambda x: -sum((features(e, x) - t).norm(dim=1) / t.norm(dim=1) for e, t in zip(extractors, wanted))
 
-    return _fawkes(images, distance, rho, steps or count, lr, batch)
+    return _fawkes(images, distance, rho, steps, lr, batch)
 
 
-def target_shifts(own, public, labels, seed=0):
+def target_shifts(own: Sequence[Tensor], public: Sequence[Tensor], labels: Tensor, seed: int = 0) -> list[Tensor]:
     """Where v0.3 sends a person: per extractor 2 (target's mean - own mean), repeated for the N photos, (N, D).
 
     own: per extractor the ``features`` (N, D) of one person's photos; public: those (M, D) of photos of other people
-    with labels (M,), of whom the target is drawn among the ``FARTHEST`` from the person's mean by the first extractor.
+    with labels (M,). The target is drawn among the ``FARTHEST`` people from the person's mean by the first extractor.
     """
     means = [torch.stack([f[labels == person].mean(0) for person in labels.unique()]) for f in public]
     far = (means[0] - own[0].mean(0)).norm(dim=1).argsort(descending=True)[:FARTHEST]
     target = far[torch.randint(len(far), (1,), generator=torch.Generator().manual_seed(seed)).item()]
-    return [(2 * (m[target] - mine.mean(0))).expand(len(mine), -1) for m, mine in zip(means, own)]
+    return [(2 * (m[target] - mine.mean(0))).expand(len(mine), -1) for m, mine in zip(means, own, strict=True)]
 
 
-def _mode(mode, modes):
+def _settings(extractors, mode, modes, steps):
+    """Budget, steps and learning rate, all of them and the extractors checked."""
+    evaluating(*extractors)
     if mode not in modes:
         raise Invalid(f'The mode must be one of {", ".join(modes)}, not "{mode}"{nearest(mode, modes)}.')
-    return modes[mode]
+    rho, published, lr = modes[mode]
+    return rho, published if steps is None else whole("steps", steps, 1), lr
 
 
-def _fawkes(images, distance, rho, steps, lr, batch, clip=None, kick=None):
+def _fawkes(images, distance, rho, steps, lr, batch, limit=1.0, kick=None):
     """Adadelta on -distance + c max(DSSIM - rho, 0)² in tanh space, batch by batch.
 
-    clip: the largest change of a pixel; kick: the seed of a random first step, for a distance without a slope at x.
+    limit: the largest change of a pixel; kick: the seed of a random first step, for a distance without a slope at x.
     """
-    check_images(images)
-    bar = tqdm(
-        torch.arange(len(images)).split(batch),
-        desc="cloaking",
-        unit="batch",
-        disable=bool(os.environ.get("FACEADV_QUIET")),
-    )
-    generator = torch.Generator().manual_seed(kick or 0)
-    done = []
-    for rows in bar:
-        x = images[rows]
+    photos, generator = enter(images), torch.Generator().manual_seed(kick or 0)
+    done = [photos[:0]]
+    parts = torch.arange(len(photos)).split(whole("batch", batch, 1)) if len(photos) else ()
+    for rows in progress.bar(parts, desc="cloaking", unit="batch"):
+        x = photos[rows]
         start = torch.zeros_like(x) if kick is None else 0.01 * torch.randn(x.shape, generator=generator).sign().to(x)
-        done.append(_fawkes_batch(x, start, distance(x, rows), rho, steps, lr, clip, adapt=kick is not None))
-    return torch.cat(done) if done else images.clone()
+        done.append(_fawkes_batch(x, start, distance(x, rows), rho, steps, lr, limit, adapt=kick is not None))
+
+    project = within(limit)
+    cloaked = leave(torch.cat(done), images, project)
+    while images.dtype != torch.float32 and (over := dssim(cloaked, photos) > rho).any():  # by the rounding
+        nearer = leave(photos + 0.9 * (cloaked.float() - photos), images, project)
+        cloaked = torch.where(over[:, None, None, None], nearer, cloaked)
+    return cloaked
 
 
-def _fawkes_batch(x, start, distance, rho, steps, lr, clip, adapt):
+def _fawkes_batch(x, start, distance, rho, steps, lr, limit, adapt):
     anchor = torch.atanh((2 * x - 1) * (1 - 1e-5))
     change = start.requires_grad_(True)
     weight = torch.ones(len(x), device=x.device)
@@ -162,7 +178,7 @@ def _fawkes_batch(x, start, distance, rho, steps, lr, clip, adapt):
 
     def image():
         moved = torch.tanh(anchor + change) / 2 + 0.5
-        return moved if clip is None else torch.minimum(torch.maximum(moved, x - clip), x + clip)
+        return torch.minimum(torch.maximum(moved, x - limit), x + limit)
 
     for step in range(steps):
         moved = image()
@@ -170,8 +186,7 @@ def _fawkes_batch(x, start, distance, rho, steps, lr, clip, adapt):
         better = (cost.detach() <= rho) & (far.detach() > farthest)
         best[better], farthest[better] = moved.detach()[better], far.detach()[better]
         loss = (PENALTY * (cost - rho).clamp_min(0).square() - weight * far).sum()
-        optimiser.zero_grad()
-        loss.backward()
+        (change.grad,) = torch.autograd.grad(loss, change)  # and not that of whatever else has one
         optimiser.step()
         with torch.no_grad():
             # DSSIM grows with the square of a small change: back onto the budget
@@ -183,7 +198,10 @@ def _fawkes_batch(x, start, distance, rho, steps, lr, clip, adapt):
     return best
 
 
-def lowkey(images, extractors, *, steps=50, alpha=0.0025, price=0.05, smooth=True, seed=0, batch=32):
+def lowkey(
+    images: Tensor, extractors: Sequence, *, steps: int = 50, alpha: float = 0.0025, price: float = 0.05,
+    smooth: bool = True, seed: int = 0, batch: int = 32,
+) -> Tensor:  # fmt: skip
     """LowKey: push the features away from the photo's, with and without a blur before the extractor, at a price.
 
     Maximises mean_j [|f_j(x') - f(x)|² / |f(x)|] - price * distance(x', x) by sign ascent of ``alpha`` from
@@ -191,14 +209,14 @@ def lowkey(images, extractors, *, steps=50, alpha=0.0025, price=0.05, smooth=Tru
     sigma 3 and 7 pixels. There is no eps; steps * alpha bounds the change. The distance is that of
     ``perceptual``.
     """
-    check_images(images)
-    _, distance = perceptual(images.device)
-    generator = torch.Generator().manual_seed(seed)
-    noise = (0.01 * torch.rand(images.shape, generator=generator) - 0.005).to(images)
-    done = []
-    starts = range(0, len(images), batch)
-    for i in tqdm(starts, desc="cloaking", unit="batch", disable=bool(os.environ.get("FACEADV_QUIET"))):
-        x = images[i : i + batch]
+    evaluating(*extractors)
+    photos, steps, batch = enter(images), whole("steps", steps, 1), whole("batch", batch, 1)
+    _, distance = perceptual(photos.device)
+    generator = torch.Generator().manual_seed(int(seed))
+    noise = (0.01 * torch.rand(photos.shape, generator=generator) - 0.005).to(photos)
+    done = [photos[:0]]
+    for i in progress.bar(range(0, len(photos), batch), desc="cloaking", unit="batch"):
+        x = photos[i : i + batch]
         with torch.no_grad():
             clean = [features(e, x) for e in extractors]
         moved = (x + noise[i : i + batch]).clamp(0, 1)
@@ -210,10 +228,10 @@ def lowkey(images, extractors, *, steps=50, alpha=0.0025, price=0.05, smooth=Tru
             (g,) = torch.autograd.grad(gain.sum(), moved)
             moved = (moved + alpha * g.sign()).clamp(0, 1)
         done.append(moved.detach())
-    return torch.cat(done) if done else images.clone()
+    return leave(torch.cat(done), images, within(0.005 + steps * alpha))
 
 
-def perceptual(device="cpu"):
+def perceptual(device: torch.device | str = "cpu") -> tuple[str, Callable[[Tensor, Tensor], Tensor]]:
     """LowKey's distance and its name: LPIPS as in the paper if AlexNet's weights are here, else ``multiscale``.
 
     Returns ``(name, distance)``, a function of two batches of images to (N,). `faceadv weights fetch alexnet` gets
@@ -225,7 +243,7 @@ def perceptual(device="cpu"):
         return "1 - multi-scale SSIM", multiscale
 
 
-def multiscale(a, b, scales=3):
+def multiscale(a: Tensor, b: Tensor, scales: int = 3) -> Tensor:
     """1 - mean SSIM over ``scales`` halvings of the images, per image (N,), differentiable."""
     total = 0.0
     for i in range(scales):

@@ -7,58 +7,77 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from faceadv.errors import Invalid
 
+__all__ = ["bootstrap", "l2", "linf", "rate", "ssim"]
 
-def l2(a, b):
+AT_ONCE = 2**22  # numbers drawn in one go by the bootstrap
+
+
+def l2(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Euclidean norm of the whole perturbation, per image: (N,) in units of [0, 1] pixels."""
     return (a - b).flatten(1).norm(dim=1)
 
 
-def linf(a, b):
+def linf(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Largest change of a pixel, per image: (N,) in [0, 1]."""
     return (a - b).flatten(1).abs().amax(1)
 
 
-def ssim(a, b):
+def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Mean structural similarity per image, (N,): Gaussian window of sigma 1.5, 1 for equal images.
 
     Source: Wang et al. 2004, equation 13; torchmetrics' implementation.
     """
-    # in parts, as the library's temporaries take 15 MB an image
+    if not len(a):
+        return a.new_zeros(0)
+    # in parts, because the library's temporaries take 15 MB per image
     parts = [
         structural_similarity_index_measure(*part, data_range=1.0, reduction="none").reshape(-1)
         for part in zip(a.split(64), b.split(64), strict=True)
     ]
-    return torch.cat(parts) if parts else a.new_zeros(0)
+    return torch.cat(parts)
 
 
-def bootstrap(values, groups=None, repeats=2000, seed=0, level=0.95):
-    """Mean of values (N,) with a percentile bootstrap interval: ``(mean, low, high)``.
+def bootstrap(values, groups=None, repeats: int = 2000, seed: int = 0, level: float = 0.95) -> tuple:
+    """Mean with a percentile bootstrap interval: ``(mean, low, high)``; the last two are None for one value or group.
 
-    groups: (N,) labels; whole groups are drawn then, as photos of one person are not independent. With one value or
-    one group there is nothing to draw from, and low and high are NaN.
+    Parameters
+    ----------
+    values : (N,) numbers as a list, array or tensor; ``Invalid`` if there are none
+    groups : (N,) labels; whole groups are drawn then, because photos of one person are not independent
+    repeats, seed : number of draws, and their seed
+    level : share of the draws within the interval
     """
-    values = np.asarray(values, dtype=float)
+    values = _home(values).astype(float)
     if not len(values):
         raise Invalid("There is no mean of no values.")
-    groups = np.arange(len(values)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    groups = np.arange(len(values)) if groups is None else np.unique(_home(groups), return_inverse=True)[1]
     sums, counts = np.bincount(groups, values), np.bincount(groups)
     if len(sums) < 2:
-        return float(values.mean()), float("nan"), float("nan")
-    draws = np.random.default_rng(seed).integers(len(sums), size=(repeats, len(sums)))
-    means = sums[draws].sum(1) / counts[draws].sum(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+        return float(values.mean()), None, None
+    generator, rows, means = np.random.default_rng(seed), max(1, AT_ONCE // len(sums)), []
+    for start in range(0, repeats, rows):  # drawn in parts, the numbers are the same as drawn at once
+        draws = generator.integers(len(sums), size=(min(rows, repeats - start), len(sums)))
+        means.append(sums[draws].sum(1) / counts[draws].sum(1))
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
     return float(values.mean()), float(low), float(high)
 
 
-def rate(hits, groups, seed=0):
+def rate(hits, groups, seed: int = 0) -> tuple[float, float, float]:
     """Share of hits (N,) bool with a 95 % interval over groups (N,): ``(share, low, high)``.
 
-    A bootstrap over groups; where all hits are equal it would say [0, 0] or [1, 1], as if that were certain, so
-    there it is the exact binomial interval (Clopper and Pearson 1934) with one trial per group.
+    A bootstrap over groups. Where all hits are equal it would say [0, 0] or [1, 1], as if that were certain, so there
+    it is the exact binomial interval (Clopper and Pearson 1934) with one trial per group. Where a single group has
+    hits and misses, it says nothing about others: the interval is [0, 1].
     """
-    hits = np.asarray(hits, dtype=bool)
-    if hits.all() or not hits.any():
-        people = len(np.unique(np.asarray(groups)))
+    hits, groups = _home(hits).astype(bool), _home(groups)
+    if len(hits) and (hits.all() or not hits.any()):
+        people = len(np.unique(groups))
         interval = binomtest(people if hits.all() else 0, people).proportion_ci(0.95, method="exact")
         return float(hits.mean()), float(interval.low), float(interval.high)
-    return bootstrap(hits, groups, seed=seed)
+    share, low, high = bootstrap(hits, groups, seed=seed)
+    return (share, 0.0, 1.0) if low is None else (share, low, high)
+
+
+def _home(values):
+    """A list, array or tensor, of whatever device, as an array."""
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)

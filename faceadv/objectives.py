@@ -3,80 +3,139 @@
 An objective is called with images (N, 3, H, W) and ``rows`` (N,), their positions in the batch it was made for, and
 returns ``(loss, reached)``: a loss (N,) that the attack descends, differentiable in the images, and whether each
 image already does what is wanted (N,) bool. With ``exact=True`` both are in float32, else in the fast precision of the
-recogniser. Any function of this form is an objective.
+recogniser. Any function of this form is an objective. Its attribute ``fast``, True if there is none, says whether it
+may compute in the fast precision at all.
 """
+
+import inspect
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from faceadv.errors import Invalid
+from faceadv.images import check_images
+from faceadv.networks.common import whole
 from faceadv.precision import autocast
 
+__all__ = ["Objective", "dodging", "impersonation", "success", "targeted", "untargeted"]
 
-def dodging(recogniser, references, threshold=None):
+Objective = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+
+
+def dodging(recogniser, references: torch.Tensor, threshold: float | None = None) -> Objective:
     """Push each image away from its reference: loss = -d², reached when d >= threshold.
 
-    references: embeddings (N, D) of the photos the images would be matched with; threshold: ``recogniser.threshold``
-    by default. At d = 0 the gradient of d² is 0, so an image must not be its own reference (or start at random).
+    references: embeddings (N, D) of the photos with which the images would be matched; threshold: a distance,
+    ``recogniser.threshold`` by default. At d = 0 the gradient of d² is 0, so an image must not be its own reference (or
+    the attack must start at random).
     """
     return _verification(recogniser, references, threshold, away=True)
 
 
-def impersonation(recogniser, references, threshold=None):
-    """Pull each image towards its reference: loss = d², reached when d < threshold. Arguments as in ``dodging``."""
+def impersonation(recogniser, references: torch.Tensor, threshold: float | None = None) -> Objective:
+    """Pull each image towards its reference: loss = d², reached when d < threshold. Parameters as in ``dodging``."""
     return _verification(recogniser, references, threshold, away=False)
 
 
 def _verification(recogniser, references, threshold, away):
-    if references.ndim != 2:
-        raise Invalid(f"references must be embeddings (N, D), not {tuple(references.shape)}.")
-    references = references.detach()
+    if references.ndim != 2 or not references.is_floating_point():
+        raise Invalid(f"references must be embeddings (N, D), not {tuple(references.shape)} of {references.dtype}.")
+    references = references.detach().float()
     threshold = recogniser.threshold if threshold is None else threshold
 
     def objective(images, rows, exact=False):
+        evaluating(recogniser)
         embeddings = recogniser.embed(images, fast=not exact)
-        # squared: smooth where d = 0, and the same direction for signed steps (facts: s(d) is monotone in d)
-        squared = (embeddings - references[rows].to(embeddings)).square().sum(1)
+        wanted = references[rows.to(references.device)].to(embeddings.device)
+        # squared: smooth where d = 0, and the same direction for signed steps, because d grows with its square
+        squared = (embeddings - wanted).square().sum(1)
         if away:
             return -squared, squared.detach() >= threshold**2
         return squared, squared.detach() < threshold**2
 
+    objective.fast = getattr(recogniser, "precision", "auto") == "auto"
     return objective
 
 
-def targeted(classifier, labels, fast=True):
-    """Make ``classifier`` say the target ``labels`` (N,): loss = cross-entropy to them, reached at argmax = target.
+def targeted(classifier: Callable, labels: torch.Tensor, fast: bool = True) -> Objective:
+    """Make ``classifier`` say the target labels: loss = cross-entropy to them, reached when argmax = target.
 
-    fast: gradients in bfloat16 where the hardware has it. Raises ``ValueError`` for a classifier in training mode.
+    classifier: from images to logits (N, people); labels: (N,) of any integer type; fast: gradients in bfloat16 where
+    the hardware has it. Raises ``Invalid`` for other labels and for a classifier in training mode, at each call too.
     """
     return _classification(classifier, labels, fast, towards=True)
 
 
-def untargeted(classifier, labels, fast=True):
-    """Make ``classifier`` miss the true ``labels`` (N,): loss = -cross-entropy, reached when argmax differs.
-
-    Options and errors as in ``targeted``.
-    """
+def untargeted(classifier: Callable, labels: torch.Tensor, fast: bool = True) -> Objective:
+    """Make ``classifier`` miss the true labels: loss = -cross-entropy, reached when argmax differs. As ``targeted``."""
     return _classification(classifier, labels, fast, towards=False)
 
 
 def _classification(classifier, labels, fast, towards):
-    if getattr(classifier, "training", False):
-        raise Invalid("The classifier is in training mode, where an attack would change it: call .eval() first.")
+    evaluating(classifier)
+    labels = integers(labels)
 
     def objective(images, rows, exact=False):
+        evaluating(classifier)
         with autocast(images.device, fast and not exact):
-            logits = classifier(images).float()
-        wanted = labels[rows].to(logits.device)
+            logits = classifier(images.float()).float()
+        wanted = labels[rows.to(labels.device)].to(logits.device)
         loss = F.cross_entropy(logits, wanted, reduction="none")
         said = logits.detach().argmax(1)
         return (loss, said == wanted) if towards else (-loss, said != wanted)
 
+    objective.fast = fast
     return objective
 
 
 @torch.no_grad()
-def success(objective, images, batch=64):
-    """Whether each image (N, 3, H, W) reaches the objective, in float32: (N,) bool."""
-    rows = torch.arange(len(images))
-    return torch.cat([objective(images[i], i, exact=True)[1].cpu() for i in rows.split(batch)])
+def success(objective: Objective, images: torch.Tensor, batch: int = 64) -> torch.Tensor:
+    """Whether each image (N, 3, H, W) reaches the objective, in float32: (N,) bool, on the CPU."""
+    images, rows = enter(images), torch.arange(len(images))
+    evaluating(objective)
+    hits = [torch.zeros(0, dtype=torch.bool)]
+    with autocast(images.device, fast=False):
+        for part in rows.split(whole("batch", batch, 1)) if len(rows) else ():
+            hits.append(objective(images[part], part, exact=True)[1].cpu())
+    return torch.cat(hits)
+
+
+def enter(images: torch.Tensor) -> torch.Tensor:
+    """Images as attacks compute with them: detached, in float32. Raises ``Invalid`` for what ``check_images`` does."""
+    check_images(images)
+    return images.detach().float()
+
+
+def integers(labels) -> torch.Tensor:
+    """Labels (N,) of any integer type as int64. Raises ``Invalid`` for others and for negative ones."""
+    labels = torch.as_tensor(labels)
+    if labels.ndim != 1 or labels.dtype == torch.bool or labels.is_floating_point() or (labels.long() < 0).any():
+        raise Invalid(f"labels must be whole numbers (N,) from 0 on, not {tuple(labels.shape)} of {labels.dtype}.")
+    return labels.long()
+
+
+def evaluating(*chain) -> None:
+    """Raise ``Invalid`` if a module in the chain is in training mode, where an attack would change it.
+
+    The chain is looked for in closures, in methods, in global names and in what callable objects hold.
+    """
+    todo, seen = list(chain), set()
+    while todo:
+        thing = todo.pop()
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, nn.Module):
+            if any(module.training for module in thing.modules()):
+                name = type(thing).__name__
+                raise Invalid(f"A {name} is in training mode, where an attack would change it: call .eval() first.")
+        elif isinstance(thing, (list, tuple, dict)):
+            todo += thing.values() if isinstance(thing, dict) else thing
+        elif inspect.isfunction(thing):
+            names = inspect.getclosurevars(thing)
+            todo += [*names.nonlocals.values(), *(g for g in names.globals.values() if isinstance(g, nn.Module))]
+        elif callable(thing) or hasattr(thing, "embed"):
+            names = ("__self__", "__func__", "func", "args", "keywords", "__dict__")
+            todo += [getattr(thing, name, None) for name in names]

@@ -1,56 +1,59 @@
 """Pairs of faces to verify, and who may be trained and tested on."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from faceadv.errors import Invalid
+from faceadv.faces import FaceSet
 from faceadv.store.datasets import lfw_file
 from faceadv.store.lfw_people import dev_people
+
+__all__ = ["Pairs", "all_pairs", "calibration_and_test", "lfw_people", "lfw_view1", "lfw_view2", "sample", "triples"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pairs:
-    """P pairs of positions in a FaceSet: first, second (P,) int64; same (P,) bool; fold (P,) int64.
+    """P pairs of photos of a FaceSet. ``pairs[mask]`` is the subset."""
 
-    dropped counts the published pairs left out because a photo gave no chip.
-    """
-
-    first: torch.Tensor
-    second: torch.Tensor
-    same: torch.Tensor
-    fold: torch.Tensor
-    dropped: int = 0
+    first: torch.Tensor  # (P,) int64, position of one photo
+    second: torch.Tensor  # (P,) int64, of the other one
+    same: torch.Tensor  # (P,) bool, whether they show one person
+    fold: torch.Tensor  # (P,) int64
+    dropped: int = 0  # published pairs left out because a photo gave no chip
 
     def __len__(self):
         return len(self.first)
 
-    def __getitem__(self, mask):
+    def __getitem__(self, mask) -> "Pairs":
         """The pairs where mask is true, or at these positions."""
         return Pairs(self.first[mask], self.second[mask], self.same[mask], self.fold[mask])
 
 
-def all_pairs(faces):
+def all_pairs(faces: FaceSet) -> Pairs:
     """Every pair of photos of a FaceSet once, in one fold. ORL gives 79,800, of which 1,800 same."""
     first, second = torch.triu_indices(len(faces), len(faces), 1)
     return Pairs(first, second, faces.labels[first] == faces.labels[second], torch.zeros_like(first))
 
 
-def lfw_view2(faces, root=None):
+def lfw_view2(faces: FaceSet, root: str | Path | None = None) -> Pairs:
     """LFW's View 2 as published: 10 folds of 300 same and 300 different pairs. ``faces`` is all of LFW."""
     return _read_lfw(faces, lfw_file("pairs.txt", root))
 
 
-def lfw_view1(faces, which="test", root=None):
+def lfw_view1(faces: FaceSet, which: str = "test", root: str | Path | None = None) -> Pairs:
     """LFW's View 1 as published: 500 + 500 pairs for "test", 1,100 + 1,100 for "train". ``faces`` is all of LFW."""
-    return _read_lfw(faces, lfw_file({"test": "pairsDevTest.txt", "train": "pairsDevTrain.txt"}[which], root))
+    if which not in ("train", "test"):
+        raise Invalid(f'which must be "train" or "test", not {which!r}.')
+    return _read_lfw(faces, lfw_file(f"pairsDev{which.title()}.txt", root))
 
 
 def _read_lfw(faces, path):
     """Read NAME i j (same) and NAME i OTHER j (different); the header says how many of each, or folds and how many."""
     position = {file.stem: i for i, file in enumerate(faces.files)}
-    header, *lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+    header, *lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     per_fold = 2 * int(header[-1])
     rows, dropped = [], 0
     for i, line in enumerate(lines):
@@ -62,11 +65,13 @@ def _read_lfw(faces, path):
             dropped += 1
             continue
         rows.append((*places, len(line) == 3, i // per_fold))
+    if not rows:
+        raise Invalid(f"{faces.name} has the photos of none of the pairs in {path.name}: load all of LFW.")
     first, second, same, fold = torch.tensor(rows).T
     return Pairs(first, second, same.bool(), fold, dropped)
 
 
-def calibration_and_test(faces, root=None):
+def calibration_and_test(faces: FaceSet, root: str | Path | None = None) -> tuple[Pairs, Pairs]:
     """Pairs to choose a threshold on, and pairs of other people to report: ``(calibration, test)``.
 
     LFW: View 1's training and test pairs as published. Any other set: all pairs within the first and within the
@@ -79,8 +84,8 @@ def calibration_and_test(faces, root=None):
     return pairs[~first & ~second], pairs[first & second]
 
 
-def sample(pairs, per_kind, seed=0):
-    """``per_kind`` same and as many different pairs, drawn without replacement; ``ValueError`` if there are fewer."""
+def sample(pairs: Pairs, per_kind: int, seed: int = 0) -> Pairs:
+    """``per_kind`` same and as many different pairs, drawn without replacement; ``Invalid`` if there are fewer."""
     generator = torch.Generator().manual_seed(seed)
     chosen = []
     for kind in (True, False):
@@ -91,38 +96,41 @@ def sample(pairs, per_kind, seed=0):
     return pairs[torch.cat(chosen)]
 
 
-def lfw_people(faces, which):
-    """Names of the identity-disjoint groups of LFW.
+def lfw_people(faces: FaceSet, which: str) -> list[str]:
+    """Names of the identity-disjoint groups of LFW. ``faces`` is all of LFW; a person without a chip is left out.
 
     "train"   the 4,038 people of View 1's training half: whatever is trained here sees no one else
     "test"    the 1,711 people of its test half
     "closed"  the 47 of "test" with at least 10 photos, for closed-set identification and trackers
     "deid"    the first 30 of the 34 people with at least 30 photos (P-FGVM's 900 photos)
     """
-    if which in ("train", "test"):
-        return dev_people(faces.names, which)
-    counts = np.bincount(faces.labels.numpy(), minlength=len(faces.names))
-    photos = dict(zip(faces.names, counts.tolist()))
-    if which == "closed":
-        return [name for name in dev_people(faces.names, "test") if photos[name] >= 10]
+    photos = dict(zip(faces.names, np.bincount(faces.labels.numpy(), minlength=len(faces.names)).tolist()))
     if which == "deid":
-        return [name for name in sorted(faces.names) if photos[name] >= 30][:30]
-    raise Invalid(f'which must be "train", "test", "closed" or "deid", not {which!r}.')
+        return [name for name in sorted(photos) if photos[name] >= 30][:30]
+    if which not in ("train", "test", "closed"):
+        raise Invalid(f'which must be "train", "test", "closed" or "deid", not {which!r}.')
+    everyone = photos.keys() | {path.parent.name for path, _ in faces.skipped}  # the split is known by its people
+    half, at_least = dev_people(everyone, "test" if which == "closed" else which), 10 if which == "closed" else 0
+    return [name for name in half if photos.get(name, -1) >= at_least]
 
 
-def triples(labels, count, draw):
+def triples(labels: torch.Tensor, count: int, draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rows of sources, of targets, photos of other people, and of a second photo of each target: three (count,) int64.
 
-    labels (N,) int64; draw: a torch generator. A target with a single photo is its own second.
+    labels: (N,) integers of any type. A target with a single photo is its own second. Raises ``Invalid`` if there
+    are fewer than two people.
     """
+    labels = torch.as_tensor(labels)
+    if len(labels.unique()) < 2:
+        raise Invalid("A target is another person than the source, so that two people at least are needed.")
     sources = torch.randint(len(labels), (count,), generator=draw)
-    targets, others = [], []
+    targets, seconds = [], []
     for row in sources.tolist():
         target = row
         while labels[target] == labels[row]:
             target = torch.randint(len(labels), (1,), generator=draw).item()
         same = torch.where(labels == labels[target])[0]
         same = same[same != target] if len(same) > 1 else same
-        others.append(same[torch.randint(len(same), (1,), generator=draw)].item())
+        seconds.append(same[torch.randint(len(same), (1,), generator=draw)].item())
         targets.append(target)
-    return sources, torch.tensor(targets), torch.tensor(others)
+    return sources, torch.tensor(targets), torch.tensor(seconds)

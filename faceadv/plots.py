@@ -1,36 +1,47 @@
-"""One figure grammar: original | perturbed | perturbation x k | reference, with distance and verdict below."""
+"""One figure grammar: original | perturbed | perturbation x k | reference, with distance and verdict below.
+
+Images are tensors in [0, 1], on any device and of any float type.
+"""
 
 import base64
 import io
+from collections.abc import Mapping, Sequence
 
 import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 import torch
 from IPython.display import display
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from faceadv.images import to_pil
+
+__all__ = ["DASHES", "MARKERS", "attacks", "curves", "grid", "picture", "signed", "slider", "sweep", "theme"]
 
 MARKERS = "os^Dv*"  # lines differ by marker and dash too, so that they can be told apart in grey
 DASHES = ["-", "--", ":", "-."]
 
 
-def theme():
-    """seaborn's paper look with fonts that stay readable at page width."""
+def theme() -> None:
+    """seaborn's paper look with fonts that stay readable at page width. Sentences in tables are shown whole."""
     sns.set_theme("notebook", style="ticks", palette="colorblind")
     plt.rcParams.update({"figure.dpi": 90, "axes.titlesize": 11, "figure.constrained_layout.use": True})
+    pd.set_option("display.max_colwidth", None)
 
 
-def picture(axis, image, title="", below=""):
-    """One image (3, H, W) in [0, 1] on an axis, without ticks, ``below`` under it."""
-    axis.imshow(image.detach().cpu().clamp(0, 1).permute(1, 2, 0).numpy(), vmin=0, vmax=1)
+def picture(axis: Axes, image: torch.Tensor, title: str = "", below: str = "") -> None:
+    """One image (3, H, W) on an axis, without ticks, with a title above and the text ``below`` under it."""
+    axis.imshow(image.detach().cpu().float().clamp(0, 1).permute(1, 2, 0).numpy(), vmin=0, vmax=1)
     axis.set(xticks=[], yticks=[], title=title, xlabel=below)
     sns.despine(ax=axis, left=True, bottom=True)
 
 
-def grid(images, titles=None, columns=10, size=1.1):
-    """Images (N, 3, H, W) in rows of ``columns``, with an optional title each."""
-    rows = -(-len(images) // columns)
-    height = size * (1.25 if titles else 1.0)
+def grid(images: torch.Tensor, titles: Sequence[str] | None = None, columns: int = 10, size: float = 1.1) -> Figure:
+    """Images (N, 3, H, W) in rows of ``columns``, each with its title; ``size`` is an image's in inches."""
+    rows, height = -(-len(images) // columns), size * (1.25 if titles else 1.0)
     figure, axes = plt.subplots(rows, columns, figsize=(size * columns, height * rows), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
@@ -39,59 +50,62 @@ def grid(images, titles=None, columns=10, size=1.1):
     return figure
 
 
-def attacks(original, perturbed, reference, captions, k=10, size=1.9):
-    """A row per image: original | perturbed | perturbation x k around grey | reference.
+def attacks(original, perturbed, reference, captions: Sequence[tuple[str, str]], k=10, size=1.9) -> Figure:
+    """One row per image: original | perturbed | perturbation x k around grey | reference.
 
-    Images (N, 3, H, W); captions: N pairs of text below the original and the perturbed image.
+    original, perturbed, reference: images (N, 3, H, W); captions: N pairs of texts, below the first and the second;
+    size: of an image, in inches.
     """
     figure, axes = plt.subplots(len(original), 4, figsize=(4 * size, 1.18 * size * len(original)), squeeze=False)
-    for row, (x, y, z, (before, after)) in enumerate(zip(original, perturbed, reference, captions)):
-        heads = ("original", "perturbed", f"perturbation × {k}", "compared with") if row == 0 else ("",) * 4
-        picture(axes[row, 0], x, heads[0], before)
-        picture(axes[row, 1], y, heads[1], after)
-        picture(axes[row, 2], 0.5 + k * (y - x), heads[2])
-        picture(axes[row, 3], z, heads[3])
+    images = (part.detach().cpu() for part in (original, perturbed, reference))
+    for row, (x, y, z, (before, after)) in enumerate(zip(*images, captions)):
+        panels = ("original", x, before), ("perturbed", y, after)
+        panels += (f"perturbation × {k}", 0.5 + k * (y - x), ""), ("compared with", z, "")
+        for axis, (head, image, below) in zip(axes[row], panels):
+            picture(axis, image, head if row == 0 else "", below)
     return figure
 
 
-def curves(axis, x, series):
-    """Lines with 95 % bands: series is {label: list of (mean, low, high)} over x."""
+def curves(axis: Axes, x: Sequence[float], series: Mapping[str, Sequence[tuple]]) -> None:
+    """Lines with 95 % bands over x; series: a list of (mean, low, high) for each label, where None is no number."""
     for i, (label, points) in enumerate(series.items()):
-        mean, low, high = np.array(points, dtype=float).T
-        (line,) = axis.plot(x, mean, marker=MARKERS[i % 6], linestyle=DASHES[i % 4], label=label)
-        axis.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    sns.despine(ax=axis)
+        numbers = [[np.nan if value is None else float(value) for value in point] for point in points]
+        _line(axis, i, label, x, *np.array(numbers).T)
 
 
-def sweep(table, parameter, names, label=None):
-    """How some numbers of a sweep's table (``run.sweep``) follow one parameter, with their intervals."""
+def sweep(table: pd.DataFrame, parameter: str, names: Sequence[str], label: str | None = None) -> Figure:
+    """How some numbers of a sweep's table (``run.sweep``) follow one parameter; label: of the vertical axis."""
     figure, axis = plt.subplots(figsize=(6, 3))
     for i, name in enumerate(names):
-        rows = table[table["name"] == name].astype({parameter: float}).sort_values(parameter)
-        axis.plot(rows[parameter], rows["value"], DASHES[i % 4], marker=MARKERS[i % 6], label=name)
-        axis.fill_between(
-            rows[parameter], rows["low"].astype(float), rows["high"].astype(float), alpha=0.15, linewidth=0
-        )
+        rows = table[table["name"] == name].astype({parameter: float, "low": float, "high": float})
+        rows = rows.sort_values(parameter)
+        _line(axis, i, name, rows[parameter], rows["value"], rows["low"], rows["high"])
     axis.set(xlabel=parameter, ylabel=label or rows["unit"].iloc[0])
-    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    sns.despine(ax=axis)
     figure.set_layout_engine("tight")  # or the legend would be cut off in a file
     return figure
 
 
-def signed(gradient):
-    """A gradient (3, H, W) as a picture: grey is zero, its 99th percentile reaches black or white."""
+def _line(axis, i, label, x, mean, low, high):
+    (line,) = axis.plot(x, mean, marker=MARKERS[i % 6], linestyle=DASHES[i % 4], label=label)
+    axis.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    sns.despine(ax=axis)
+
+
+def signed(gradient: torch.Tensor) -> torch.Tensor:
+    """A gradient (3, H, W) as a picture: grey is zero, and its 99th percentile reaches black or white."""
+    gradient = gradient.detach().float()
     scale = torch.quantile(gradient.abs().flatten(), 0.99).clamp_min(1e-12)
     return 0.5 + 0.5 * gradient / scale
 
 
-def slider(images, labels, description, still):
-    """A slider over precomputed images; where there is no kernel, the figure ``still`` takes its place.
+def slider(images: Sequence[torch.Tensor], labels: Sequence[str], description: str, still: Figure) -> None:
+    """A slider over images (3, H, W); where there is no kernel, the figure ``still`` takes its place.
 
-    Both travel in one output, and each viewer shows the best it can.
+    Both travel in one output, and each viewer shows the best that it can. images, labels: one of each for every
+    position; description: the text before the slider; still: is closed, so that it is not shown twice.
     """
-    frames = [_png(image) for image in images]
+    frames = [to_pil(image.float().clamp(0, 1))._repr_png_() for image in images]
     picture = ipywidgets.Image(value=frames[0], format="png", width=280)
     control = ipywidgets.SelectionSlider(options=list(zip(labels, range(len(frames)))), description=description)
     control.observe(lambda change: setattr(picture, "value", frames[change["new"]]), names="value")
@@ -100,17 +114,5 @@ def slider(images, labels, description, still):
     still.savefig(file, format="png")
     plt.close(still)
     view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
-    display(
-        {
-            "application/vnd.jupyter.widget-view+json": view,
-            "image/png": base64.b64encode(file.getvalue()).decode(),
-            "text/plain": description,
-        },
-        raw=True,
-    )
-
-
-def _png(image):
-    file = io.BytesIO()
-    plt.imsave(file, image.clamp(0, 1).permute(1, 2, 0).numpy(), format="png")
-    return file.getvalue()
+    views = {"application/vnd.jupyter.widget-view+json": view, "text/plain": description}
+    display(views | {"image/png": base64.b64encode(file.getvalue()).decode()}, raw=True)

@@ -1,164 +1,157 @@
 """Purifiers: chips in, chips out, with an adversarial perturbation made smaller. ``load(name)`` gives a module."""
 
 import functools
+import inspect
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from faceadv import classic, ddnm
+from faceadv import classic, ddnm, precision
 from faceadv import images as image_ops
 from faceadv.errors import Invalid
-from faceadv.images import check_images
 from faceadv.networks import prior as prior_network
 from faceadv.networks import puface, resgn
+from faceadv.networks.common import checked, number, whole
 from faceadv.store.paths import nearest
 
+__all__ = ["Filter", "Randomization", "bit_depth", "blur", "jpeg", "load", "median", "total_variation"]
 
-class Jpeg(nn.Module):
-    """JPEG at ``quality`` (1 to 95). Its rounding has no gradient: images come back detached."""
 
-    def __init__(self, quality=75):
+class Filter(nn.Module):
+    """A function of images as a module that checks them: (N, 3, H, W) in [0, 1] to the same, ``Invalid`` for others."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]):
         super().__init__()
-        self.quality = quality
+        self.function = function
 
-    def forward(self, images):
-        check_images(images)
-        return image_ops.jpeg(images.detach(), self.quality)
+    def forward(self, images: Tensor) -> Tensor:
+        return self.function(checked(images))
 
 
-class BitDepth(nn.Module):
+def jpeg(quality: int = 75) -> Filter:
+    """JPEG at ``quality`` (1 to 95). Its rounding has no gradient: images come back detached."""
+    quality = whole("quality", quality, 1, 95)
+    return Filter(lambda images: image_ops.jpeg(images.detach(), quality))
+
+
+def bit_depth(bits: int = 4) -> Filter:
     """Each colour rounded to ``bits`` bits (1 to 8). No gradient: images come back detached.
 
     Source: Xu, Evans and Qi 2018, Feature squeezing, section III.A.
     """
-
-    def __init__(self, bits=4):
-        super().__init__()
-        if bits not in range(1, 9):
-            raise Invalid(f"bits must be a whole number from 1 to 8, not {bits!r}.")
-        self.levels = 2**bits - 1
-
-    def forward(self, images):
-        check_images(images)
-        return (images.detach() * self.levels).round() / self.levels
+    levels = 2 ** whole("bits", bits, 1, 8) - 1
+    return Filter(lambda images: (images.detach() * levels).round() / levels)
 
 
-class Blur(nn.Module):
-    """Gaussian blur; sigma in pixels. Differentiable."""
-
-    def __init__(self, sigma=1.0):
-        super().__init__()
-        self.sigma = sigma
-
-    def forward(self, images):
-        check_images(images)
-        return classic.blur(images, self.sigma)
+def blur(sigma: float = 1.0) -> Filter:
+    """Gaussian blur; sigma in pixels, at least 0. Differentiable."""
+    return Filter(functools.partial(classic.blur, sigma=number("sigma", sigma, 0)))
 
 
-class Median(nn.Module):
+def median(size: int = 3) -> Filter:
     """The median of each ``size`` x ``size`` window (odd), the border repeated. Differentiable almost everywhere.
 
     Source: Xu, Evans and Qi 2018, Feature squeezing, section III.B.
     """
+    if whole("size", size, 1) % 2 == 0:
+        raise Invalid(f"size must be an odd number of at least 1, not {size!r}.")
 
-    def __init__(self, size=3):
-        super().__init__()
-        if size < 1 or size % 2 == 0:
-            raise Invalid(f"size must be an odd number of at least 1, not {size!r}.")
-        self.size = size
+    def middle(images):
+        padded = F.pad(images, [size // 2] * 4, mode="replicate")
+        return padded.unfold(2, size, 1).unfold(3, size, 1).flatten(4).median(4).values
 
-    def forward(self, images):
-        check_images(images)
-        padded = F.pad(images, [self.size // 2] * 4, mode="replicate")
-        return padded.unfold(2, self.size, 1).unfold(3, self.size, 1).flatten(4).median(4).values
+    return Filter(middle)
 
 
-class TotalVariation(nn.Module):
+def total_variation(weight: float = 0.05, steps: int = 20) -> Filter:
     """min over u of |u - x|² / 2 + weight TV(u), by ``steps`` steps of Chambolle's dual projection; differentiable.
 
-    TV is isotropic, each colour on its own. Source: Chambolle 2004, section 3; as a defence
+    TV is isotropic, each colour on its own; weight is at least 1e-6. Source: Chambolle 2004, section 3; as a defence
     Guo et al. 2018, Countering adversarial images using input transformations, section 4.2, there on some pixels only.
     """
+    weight, steps = number("weight", weight, 1e-6), whole("steps", steps, 1)
 
-    def __init__(self, weight=0.05, steps=20):
-        super().__init__()
-        self.weight, self.steps = weight, steps
-
-    def forward(self, images):
-        check_images(images)
-        p = images.new_zeros(2, *images.shape)
-        for _ in range(self.steps):
-            u = images + self._divergence(p)
-            slope = torch.stack([F.pad(u.diff(dim=2), (0, 0, 0, 1)), F.pad(u.diff(dim=3), (0, 1))])
-            # a square root has no slope at 0, where the images are flat
-            length = (slope.square().sum(0) + 1e-12).sqrt()
-            p = (p - 0.25 * slope) / (1 + 0.25 / self.weight * length)
-        return (images + self._divergence(p)).clamp(0, 1)
-
-    @staticmethod
-    def _divergence(p):
+    def divergence(p):
         """The negative adjoint of the differences, with p = 0 outside."""
         rows, columns = p
         return -rows - columns + F.pad(rows[:, :, :-1], (0, 0, 1, 0)) + F.pad(columns[..., :-1], (1, 0))
+
+    def smooth(images):
+        p = images.new_zeros(2, *images.shape)
+        for _ in range(steps):
+            u = images + divergence(p)
+            slope = torch.stack([F.pad(u.diff(dim=2), (0, 0, 0, 1)), F.pad(u.diff(dim=3), (0, 1))])
+            # a square root has no slope at 0, where the images are flat
+            length = (slope.square().sum(0) + 1e-12).sqrt()
+            p = (p - 0.25 * slope) / (1 + 0.25 / weight * length)
+        return (images + divergence(p)).clamp(0, 1)
+
+    return Filter(smooth)
 
 
 class Randomization(nn.Module):
     """Resize to a random side by nearest neighbour, pad with zeros at a random place; differentiable.
 
     The published sizes, 299 to a side in [310, 331) padded to 331, are scaled to the chip's: 112 to [116, 124) and
-    124. The result is resized to the chip's own side again (bilinear), since some networks take no other. Each image
-    draws its own numbers; ``seed`` fixes the series, and each call goes on in it.
+    124; the height follows the width. The result is resized to the chip's own sides again (bilinear), since some
+    networks take no others. Each image draws its own numbers; ``seed`` fixes the series, and each call goes on in it.
     Source: Xie et al. 2018, Mitigating adversarial effects through randomization, section 3.
     """
 
-    def __init__(self, seed=0):
+    def __init__(self, seed: int = 0):
         super().__init__()
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(whole("seed", seed, 0))
 
-    def forward(self, images):
-        check_images(images)
-        side = images.shape[-1]
-        low, high = round(side * 310 / 299), round(side * 331 / 299)
+    def forward(self, images: Tensor) -> Tensor:
+        images = checked(images)
+        height, width = images.shape[2:]
+        low = round(width * 310 / 299)
+        tall, wide = round(height * 331 / 299), max(low + 1, round(width * 331 / 299))
         padded = []
         for image in images:
-            new = torch.randint(low, high, (1,), generator=self.generator).item()
-            left, top = torch.randint(high - new + 1, (2,), generator=self.generator).tolist()
-            resized = F.interpolate(image[None], (new, new), mode="nearest")
-            padded.append(F.pad(resized, (left, high - new - left, top, high - new - top)))
-        return F.interpolate(torch.cat(padded), (side, side), mode="bilinear", align_corners=False)
+            new = self._draw(low, wide)
+            high = min(tall, round(new * height / width))
+            left, top = self._draw(0, wide - new + 1), self._draw(0, tall - high + 1)
+            resized = F.interpolate(image[None], (high, new), mode="nearest")
+            padded.append(F.pad(resized, (left, wide - new - left, top, tall - high - top)))
+        padded = torch.cat(padded) if padded else images
+        return F.interpolate(padded, (height, width), mode="bilinear", align_corners=False)
 
-
-def _two_stage(stages="both", prior="shipped", **options):
-    return ddnm.TwoStage(*prior_network.load(prior), stages=stages, **options)
-
-
-def _diffpure(prior="shipped", **options):
-    return ddnm.DiffPure(*prior_network.load(prior), **options)
+    def _draw(self, low, high):
+        return torch.randint(low, high, (1,), generator=self.generator).item()
 
 
 PURIFIERS = {
-    "jpeg": Jpeg,
-    "bit-depth": BitDepth,
-    "blur": Blur,
-    "median": Median,
-    "total-variation": TotalVariation,
+    "jpeg": jpeg,
+    "bit-depth": bit_depth,
+    "blur": blur,
+    "median": median,
+    "total-variation": total_variation,
     "randomization": Randomization,
     "resgn": resgn.load,
     "puface": puface.load,
-    "two-stage": _two_stage,
-    "super-resolution": functools.partial(_two_stage, "super-resolution"),
-    "colourisation": functools.partial(_two_stage, "colourisation"),
-    "diffpure": _diffpure,
+    **dict.fromkeys(("two-stage", "super-resolution", "colourisation"), ddnm.TwoStage),
+    "diffpure": ddnm.DiffPure,
 }
 
 
-def load(name, device="cpu", **options):
+def load(name: str, device: torch.device | str = "cpu", **options) -> nn.Module:
     """A purifier by name: a module from images (N, 3, H, W) in [0, 1] to the same, frozen, in evaluation mode.
 
-    Options go to the purifier: ``load("jpeg", quality=50)``. Raises ``ValueError`` for an unknown name.
+    Options go to the purifier: ``load("jpeg", quality=50)``; ``prior`` of the diffusions is a name for
+    ``networks.prior.load``. Raises ``Invalid`` for an unknown name or option, or an option's value that makes no sense.
     """
     if name not in PURIFIERS:
         known = ", ".join(PURIFIERS)
         raise Invalid(f'There is no purifier "{name}"{nearest(name, PURIFIERS)}; there are {known}.')
-    return PURIFIERS[name](**options).to(device).eval().requires_grad_(False)
+    make, device = PURIFIERS[name], precision.device(device)
+    if name in ddnm.STAGES:
+        make = functools.partial(make, stages=name)
+    if "unet" in inspect.signature(make).parameters:
+        make = functools.partial(make, *prior_network.load(options.pop("prior", "shipped")))
+    wrong = options.keys() - inspect.signature(make).parameters
+    if wrong:
+        raise Invalid(f'The purifier "{name}" has no option {", ".join(sorted(wrong))}.')
+    return make(**options).to(device).eval().requires_grad_(False)

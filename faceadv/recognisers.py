@@ -3,38 +3,38 @@
 Resizing and normalisation are inside, so gradients and budgets are in pixels of [0, 1].
 """
 
-import functools
-import os
-
-import joblib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 from faceadv.errors import Invalid
 from faceadv.images import check_images
-from faceadv.networks import dlib as dlib_net
-from faceadv.networks import facenet, mobile
+from faceadv.networks import dlib, facenet, mobile
 from faceadv.precision import autocast
-from faceadv.store import weights
-from faceadv.store.paths import cache_root, nearest, replacing
+from faceadv.store import cache, progress, weights
+from faceadv.store.paths import nearest
+
+__all__ = ["NAMES", "PRECISIONS", "Recogniser", "embed_all", "embed_faces", "fingerprint", "load"]
 
 NAMES = ("dlib", "mobile", "facenet-vggface2", "facenet-casia")
 PRECISIONS = ("auto", "float32")
+MANY = 2000  # images from which on a progress bar is shown
 
 
 class Recogniser(nn.Module):
     """A frozen embedding network with a distance and a decision threshold.
 
-    name       what was loaded
-    threshold  two chips at a smaller distance are said to show one person
-    precision  "auto": ``embed(..., fast=True)``, which attacks use, runs in bfloat16 where the hardware
-               has it; "float32": everything in float32
+    Parameters
+    ----------
+    name : what was loaded
+    network : (N, 3, H, W) float32 in [0, 1] to (N, D)
+    threshold : two chips at a smaller distance are said to show one person
+    unit : whether embeddings are scaled to unit length
+    precision : "auto": what attacks embed, by ``fast=True``, is in bfloat16 where the hardware has it; or "float32"
     """
 
-    def __init__(self, name, network, threshold, unit=False, precision="auto"):
+    def __init__(self, name: str, network: nn.Module, threshold: float, unit: bool = False, precision: str = "auto"):
         super().__init__()
         if precision not in PRECISIONS:
             raise Invalid(f'precision must be one of {", ".join(PRECISIONS)}, not "{precision}".')
@@ -42,15 +42,15 @@ class Recogniser(nn.Module):
         self.network = network.requires_grad_(False).to(memory_format=torch.channels_last)
         self.eval()
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> "Recogniser":
         """Stays in evaluation mode: this network is never trained here."""
         return super().train(False)
 
-    def embed(self, images, fast=False):
+    def embed(self, images: torch.Tensor, fast: bool = False) -> torch.Tensor:
         """Embeddings (N, D) float32 of float images (N, 3, H, W) RGB in [0, 1], differentiable.
 
-        fast: bfloat16 where ``precision`` and the hardware allow it; scores are always taken without.
-        Raises ``ValueError`` for anything else than such images.
+        fast: bfloat16 where ``precision`` and the hardware allow it; scores are always taken without, in float32
+        whatever the type of the images. Raises ``Invalid`` for anything else than such images.
         """
         check_images(images)
         with autocast(images.device, fast and self.precision == "auto"):
@@ -58,64 +58,62 @@ class Recogniser(nn.Module):
         embeddings = embeddings.float()
         return F.normalize(embeddings) if self.unit else embeddings
 
-    def distance(self, a, b):
+    def distance(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Euclidean distance (N,) between rows of embeddings; its gradient is 0, not NaN, where a = b."""
         squared = (a - b).square().sum(-1)
         return torch.where(squared > 0, squared, 1.0).sqrt() * (squared > 0)
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Same as ``embed``."""
         return self.embed(images)
 
 
-def load(name, device="cpu", precision="auto"):
+def load(name: str, device: str | torch.device = "cpu", precision: str = "auto") -> Recogniser:
     """Load a recogniser: "dlib" and "mobile" ship with the packages, "facenet-…" must be fetched first.
 
-    Raises ``ValueError`` for an unknown name, ``FileNotFoundError`` if weights are missing.
+    Raises ``Invalid`` for an unknown name, ``Missing`` if its weights are not there.
     """
     if name == "dlib":
-        network, threshold, unit = dlib_net.load(), 0.6, False  # the author's threshold
+        network, threshold, unit = dlib.load(), 0.6, False  # the author's threshold
     elif name == "mobile":
         (network, threshold), unit = mobile.load(), True
     elif name in NAMES:
         # ResGN's threshold is 1.1 on the squared distance
         network, threshold, unit = facenet.FaceNet(weights.find(name)), 1.1**0.5, True
     else:
-        known = ", ".join(NAMES)
-        raise Invalid(f'There is no recogniser "{name}"{nearest(name, NAMES)}; there are {known}.')
+        raise Invalid(f'There is no recogniser "{name}"{nearest(name, NAMES)}; there are {", ".join(NAMES)}.')
     return Recogniser(name, network, threshold, unit, precision).to(device)
 
 
 @torch.no_grad()
-def embed_all(recogniser, images, batch=32):
+def embed_all(recogniser: Recogniser, images, batch: int = 32) -> torch.Tensor:
     """Embeddings (N, D) float32 on the CPU of many images, in batches and without gradients.
 
     images: a tensor as ``embed`` takes it, an 8-bit array or tensor (N, 3, H, W), or a FaceSet.
     """
     # a FaceSet's chips stay on the disk, its ``images`` would all be in memory
     images = images.chips if hasattr(images, "chips") else getattr(images, "images", images)
-    device = next(recogniser.buffers(), next(recogniser.parameters(), torch.empty(0))).device
-    starts = range(0, len(images), batch)
-    slow = len(images) > 2000 and not os.environ.get("FACEADV_QUIET")
-    bar = tqdm(starts, desc=f"embedding by {recogniser.name}", unit="batch", disable=not slow)
-    return torch.cat([recogniser.embed(_floats(images[i : i + batch]).to(device)).cpu() for i in bar])
+    device = _device(recogniser)
+    starts = range(0, max(1, len(images)), batch)  # no images make one empty batch
+    if len(images) > MANY:
+        starts = progress.bar(starts, desc=f"embedding by {recogniser.name}", unit="batch")
+    return torch.cat([recogniser.embed(_floats(images[i : i + batch]).to(device)).cpu() for i in starts])
 
 
-def embed_faces(recogniser, faces):
-    """``embed_all`` of a FaceSet, kept in the cache under a hash of the chips and the network's weights."""
-    key = joblib.hash([np.asarray(faces.chips), fingerprint(recogniser)])
-    path = cache_root() / "embeddings" / f"{recogniser.name}-{key}.npy"
-    if not path.exists():
-        embeddings = embed_all(recogniser, faces.chips).numpy()
-        with replacing(path) as part, open(part, "wb") as file:
-            np.save(file, embeddings)
-    return torch.from_numpy(np.load(path))
+def embed_faces(recogniser: Recogniser, faces) -> torch.Tensor:
+    """``embed_all`` of a FaceSet, kept in the cache by a hash of the chips and of the network's weights."""
+    key = cache.key(torch.__version__, _device(recogniser).type, recogniser.unit, fingerprint(recogniser), faces.chips)
+    made = cache.array("embeddings", recogniser.name, key, lambda: embed_all(recogniser, faces.chips).numpy())
+    return torch.from_numpy(made)
 
 
-@functools.lru_cache(maxsize=8)
-def fingerprint(network):
-    """A hash of a network's weights, for keys of caches."""
-    return joblib.hash([tensor.cpu().numpy() for tensor in network.state_dict().values()])
+def fingerprint(network: nn.Module) -> str:
+    """A hash of a network's weights as they are now, for keys of caches."""
+    return cache.key(network)
+
+
+def _device(network):
+    return next(network.parameters(), next(network.buffers(), torch.empty(0))).device
 
 
 def _floats(chips):

@@ -4,8 +4,8 @@ import json
 import math
 import os
 import platform
-import sys
 import time
+from collections.abc import Iterable, Mapping
 from datetime import date
 from importlib import metadata
 from pathlib import Path
@@ -16,94 +16,69 @@ import psutil
 from faceadv.errors import Invalid
 from faceadv.store.paths import nearest, replacing
 
+__all__ = ["collect", "differences", "markdown", "number", "place", "read", "table", "write"]
+
 PACKAGES = ("faceadv", "numpy", "torch", "torchvision", "pillow", "scikit-learn", "scipy")
 
 
-def number(name, value, low=None, high=None, n=None, unit="", how="", paper=None, note=""):
-    """One measured number: 95 % interval, sample size, unit, how it was made, the paper's number or text."""
-    texts = {"unit": unit, "how": how, "note": note}
-    numbers = {"value": value, "low": low, "high": high, "n": n, "paper": paper}
-    numbers = {key: _plain(entry, f"{key} of {name}") for key, entry in numbers.items()}
-    order = ("value", "low", "high", "n", "unit", "how", "paper", "note")
-    return {"name": str(name)} | {key: (numbers | texts)[key] for key in order}
+def number(name: str, value, low=None, high=None, n=None, paper: float | str | None = None, **texts: str) -> dict:
+    """One measured number, as a record keeps it, with its 95 % interval and the sample size n.
+
+    value, low, high, n: numbers of Python, NumPy or torch, or None; paper: what the paper reports, a number or a text;
+    texts: ``unit``, ``how`` it was made, and a ``note``. Raises ``Invalid`` for a number that is not finite; only for
+    low and high NaN means that there is none, because pandas writes it so.
+    """
+    if texts.keys() - {"unit", "how", "note"}:
+        raise TypeError(f"The texts of a number are unit, how and note, not {', '.join(texts)}.")
+    low, high = (None if bound != bound else bound for bound in (low, high))
+    whole = {"name": str(name), "value": value, "low": low, "high": high, "n": n}
+    whole |= {"unit": "", "how": "", "paper": paper, "note": ""} | texts
+    for key, entry in whole.items():
+        entry = whole[key] = entry.item() if hasattr(entry, "item") else entry
+        if isinstance(entry, float):
+            if not math.isfinite(entry):
+                raise Invalid(f"The {key} of {name} is {entry}, which a record cannot hold: say None, and why in note.")
+            whole[key] = float(f"{entry:.6g}")
+    return whole
 
 
-def _plain(value, what):
-    """A number of NumPy, torch or Python as JSON can hold it, floats to 6 digits."""
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise Invalid(f"The {what} is {value}, which a record cannot hold: leave it None and say so in the note.")
-        return float(f"{value:.6g}")
-    return value
-
-
-def place(results_dir, profile, notebook):
+def place(results_dir: str | Path, profile: str, notebook: str) -> Path:
     """Where the record of a notebook and profile belongs: RESULTS_DIR/PROFILE/NOTEBOOK.json."""
     return Path(results_dir) / profile / f"{notebook}.json"
 
 
-def write(path, *, notebook, profile, seed, numbers, data="", device=None, seconds=None, timings=None):
-    """Write a record, whole or not at all, and return it.
+def write(
+    path: str | Path, *, notebook: str, profile: str, seed: int, numbers: list, data="", device="cpu", timings=None
+) -> dict:
+    """Write a record, whole or not at all, and return it. Raises ``Invalid`` if two numbers have the same name.
 
-    ``numbers`` come from ``number``. What differs from run to run (date, duration, machine, versions) is
-    kept apart under ``run``; ``seconds`` is by default the age of this process (a notebook's kernel), ``timings`` a
-    dict of what else was timed.
+    numbers: from ``number``; data: the faces, how many, the settings, whatever JSON can hold. What differs from run to
+    run is kept apart under ``run``: date, versions, ``device``, ``timings`` (a dict of what else was timed), and
+    ``seconds``, which is the age of this process, a notebook's kernel.
     """
     seen = [entry["name"] for entry in numbers]
     twice = sorted({name for name in seen if seen.count(name) > 1})
     if twice:
         raise Invalid(f"Numbers of a record need different names; {', '.join(twice)} came more than once.")
-    record = {
-        "notebook": notebook,
-        "profile": profile,
-        "seed": seed,
-        "data": data,
-        "numbers": [number(**entry) for entry in numbers],
-        "run": _run(device, seconds) | ({"timings": timings} if timings else {}),
+    process = psutil.Process()
+    run = {
+        "created": date.today().isoformat(),
+        "seconds": round(time.time() - process.create_time(), 1),
+        "device": str(device),
+        "cores": len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else os.cpu_count(),
+        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
     }
+    record = {"notebook": notebook, "profile": profile, "seed": seed, "data": data}
+    record["numbers"] = [number(**entry) for entry in numbers]
+    record["run"] = run | ({"timings": timings} if timings else {})
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
     with replacing(path) as part:
         part.write_text(text + "\n", encoding="utf-8")
     return record
 
 
-def _run(device, seconds):
-    process = psutil.Process()
-    return {
-        "created": date.today().isoformat(),
-        "seconds": round(time.time() - process.create_time() if seconds is None else seconds, 1),
-        "peak_mib": _peak_mib(),
-        "device": str(device or _device()),
-        "cores": len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else os.cpu_count(),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
-    }
-
-
-def _peak_mib():
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
-
-
-def _device():
-    torch = sys.modules.get("torch")  # a process that never imported it used no GPU
-    return torch.cuda.get_device_name() if torch and torch.cuda.is_available() else "cpu"
-
-
-def _version(name):
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def read(path):
-    """The record in a file. Raises ``FileNotFoundError``, or ``ValueError`` if the file is no record."""
+def read(path: str | Path) -> dict:
+    """The record in a file. Raises ``FileNotFoundError`` if there is none, ``Invalid`` if the file is no record."""
     path = Path(path)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -113,13 +88,11 @@ def read(path):
     return record
 
 
-def same(a, b, rtol=0):
-    """Whether two records (or their files) hold the same numbers, wherever and whenever measured."""
-    return not differences(a, b, rtol)
+def differences(a: Mapping | str | Path, b: Mapping | str | Path, rtol: float = 0) -> list[str]:
+    """Where the numbers of two records, or of their files, differ: one line each, none if they are the same.
 
-
-def differences(a, b, rtol=0):
-    """Where the numbers of two records differ, a line each; values and intervals may by ``rtol``."""
+    Values and intervals may differ by a share ``rtol``. Errors as for ``read``.
+    """
     a, b = (
         {entry["name"]: entry for entry in (record if isinstance(record, dict) else read(record))["numbers"]}
         for record in (a, b)
@@ -134,10 +107,11 @@ def differences(a, b, rtol=0):
     return sorted(found)
 
 
-def table(record, names=None):
+def table(record: Mapping, names: Iterable[str] | Mapping[str, str] | None = None) -> pd.DataFrame:
     """The numbers of a record as a table to display: ours with its interval beside the paper's.
 
-    ``names`` picks rows in that order: a list of names, or a dict of names and the words to show instead.
+    ``names`` picks rows in that order: a list of names, or a dict of names and the words to show instead. Raises
+    ``Invalid`` for a name that the record does not have.
     """
     entries = {entry["name"]: entry for entry in record["numbers"]}
     names = list(entries) if names is None else names
@@ -145,33 +119,25 @@ def table(record, names=None):
         if name not in entries:
             raise Invalid(f'The record has no number "{name}"{nearest(name, entries)}.')
     shown = names if isinstance(names, dict) else dict(zip(names, names))
-    columns = {
-        "ours [low, high]": [_ours(entries[name]) for name in shown],
-        "paper": [_shown(entries[name]["paper"]) for name in shown],
-        **{key: [_shown(entries[name][key]) for name in shown] for key in ("unit", "n", "how", "note")},
-    }
-    pd.set_option("display.max_colwidth", None)  # how and note are sentences, which pandas would cut
-    filled = {key: column for key, column in columns.items() if any(column) or key == "ours [low, high]"}
+    keys = ("value", "low", "high", "paper", "unit", "n", "how", "note")
+    columns = {key: [_shown(entries[name][key]) for name in shown] for key in keys}
+    intervals = [f" [{low}, {high}]" if low else "" for low, high in zip(columns.pop("low"), columns.pop("high"))]
+    ours = [value + interval for value, interval in zip(columns.pop("value"), intervals)]
+    filled = {"ours [low, high]": ours} | {key: column for key, column in columns.items() if any(column)}
     return pd.DataFrame(filled, index=list(shown.values()))
 
 
-def collect(places):
-    """The numbers of several records in one table: a row a number, the varied parameters as its first columns.
+def collect(places: Iterable[tuple[Mapping, Path]]) -> pd.DataFrame:
+    """The numbers of several records in one table: one number per row, the varied parameters as its first columns.
 
-    places: pairs of (the parameters of that run, a dict; the record's file).
+    places: pairs of the parameters of a run and its record's file. Errors as for ``read``.
     """
-    rows = []
+    columns, rows = ("name", "value", "low", "high", "n", "unit"), []
     for values, place in places:
         record = read(place)
         for entry in record["numbers"]:
-            numbers = {key: entry[key] for key in ("name", "value", "low", "high", "n", "unit")}
-            rows.append({**values, "notebook": record["notebook"], **numbers})
+            rows.append({**values, "notebook": record["notebook"], **{key: entry[key] for key in columns}})
     return pd.DataFrame(rows)
-
-
-def _ours(entry):
-    interval = f" [{_shown(entry['low'])}, {_shown(entry['high'])}]" if entry["low"] is not None else ""
-    return _shown(entry["value"]) + interval
 
 
 def _shown(value):
@@ -180,10 +146,9 @@ def _shown(value):
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def markdown(record, names=None):
-    """The same table in Markdown."""
+def markdown(record: Mapping, names: Iterable[str] | Mapping[str, str] | None = None) -> str:
+    """What ``table`` gives, in Markdown."""
     frame = table(record, names)
-    rows = [["number", *frame.columns], ["---"] * (1 + len(frame.columns))]
-    rows += [[str(name), *row] for name, row in zip(frame.index, frame.to_numpy().tolist())]
+    rows = [["number", *frame.columns], ["---"] * (1 + len(frame.columns)), *frame.reset_index().astype(str).values]
     lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
     return "\n".join(lines) + "\n"

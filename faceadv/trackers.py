@@ -4,13 +4,21 @@ Source: Radiya-Dixit et al. 2022, Data poisoning won't save you from facial reco
 cloaks all training photos, everybody else is natural, 70 % of each person's photos train, the user's natural ones test.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
+from torch import Tensor
 
 from faceadv import classifiers
+from faceadv.errors import Invalid
+
+__all__ = ["end_to_end", "judge", "logistic_regression", "nearest_neighbour", "split"]
 
 
-def split(labels, seed=10, share=0.7):
-    """Which photos train: a mask (N,), ``share`` of each person's photos, drawn by ``seed``."""
+def split(labels: Tensor, seed: int = 10, share: float = 0.7) -> Tensor:
+    """Which photos train: a mask (N,) of ``share`` (between 0 and 1) of each person's photos, drawn by ``seed``."""
+    if not 0 < share < 1:
+        raise Invalid(f"share must lie between 0 and 1, not {share!r}.")
     generator = torch.Generator().manual_seed(seed)
     mask = torch.zeros(len(labels), dtype=torch.bool)
     for person in labels.unique():
@@ -20,31 +28,34 @@ def split(labels, seed=10, share=0.7):
     return mask
 
 
-def nearest_neighbour(train, labels, test):
+def nearest_neighbour(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
     """For each test embedding (M, D) the label of the nearest of the training embeddings (N, D): (M,)."""
     return labels[torch.cdist(test, train).argmin(1)]
 
 
-def logistic_regression(train, labels, test):
-    """Labels of test embeddings by a linear head: standardised, multinomial logistic regression."""
+def logistic_regression(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
+    """Labels (M,) of test embeddings by a linear head: standardised, multinomial logistic regression."""
     people, rows = labels.unique(return_inverse=True)
     return people[classifiers.linear_head(train, rows, scaled=True)(test).argmax(1)]
 
 
-def end_to_end(train, labels, test, epochs=8, seed=0):
-    """Labels of test chips by a small network trained from nothing on the training chips (notebook 02's Model A)."""
+def end_to_end(train: Tensor, labels: Tensor, test: Tensor, epochs: int = 8, seed: int = 0) -> Tensor:
+    """Labels (M,) of test chips by a small network trained from nothing on training chips (Model A of notebook 02)."""
     model, _ = classifiers.model_a(train, labels, int(labels.max()) + 1, epochs=epochs, seed=seed)
     return classifiers.logits(model, test).argmax(1)
 
 
-def judge(tracker, natural, cloaked, tested, labels, train, users):
+def judge(
+    tracker: Callable, natural: Tensor, cloaked: Tensor, tested: Tensor, labels: Tensor, train: Tensor, users: Sequence
+) -> tuple[Tensor, Tensor]:
     """Attack success and normal accuracy, one user (or group of users) cloaking at a time.
 
     natural, cloaked: what the tracker may train on, embeddings or chips of all N photos (behind a purifier, if there is
     one), without and with a cloak; tested: the same photos as they are shown to the tracker later, always without a
     cloak. train: the mask of ``split``; users: labels of those who cloak, or lists of labels who cloak at once.
     Returns ``(success, normal)``, each (number of users,): the share of the user's own test photos that get a wrong
-    name, and the share of the test photos of those who do not cloak that get the right one.
+    name, and the share of the test photos of those who do not cloak that get the right one, NaN if everybody cloaks.
+    Raises ``Invalid`` for a user without a test photo.
     """
     success, normal = [], []
     for user in users:
@@ -55,6 +66,9 @@ def judge(tracker, natural, cloaked, tested, labels, train, users):
         right = tracker(data, labels[train], tested[~train]) == labels[~train]
         others = right[~own[~train]].float().mean()
         for one in group:
-            success.append(1 - right[labels[~train] == one].float().mean())
+            mine = labels[~train] == one
+            if not mine.any():
+                raise Invalid(f"Person {int(one)} has no test photo: choose another user, or a smaller share to train.")
+            success.append(1 - right[mine].float().mean())
             normal.append(others)
     return torch.stack(success), torch.stack(normal)

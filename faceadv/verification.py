@@ -1,26 +1,46 @@
-"""Verification: distances of pairs, thresholds, and the protocols that report them."""
+"""Verification: distances of pairs, thresholds, and the protocols that report them.
+
+Throughout, ``distances`` (P,) are those of P pairs, and ``same`` (P,) says whether a pair shows one person.
+"""
 
 import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from faceadv.errors import Invalid
+from faceadv.pairs import Pairs
+from faceadv.recognisers import Recogniser
+
+__all__ = ["accuracy", "best_threshold", "pair_distances", "rank1", "roc", "ten_folds", "threshold_at_far"]
+
+AT_ONCE = 2**22  # numbers of a temporary result: 16 MB
 
 
-def pair_distances(recogniser, embeddings, pairs):
-    """Distances (P,) float64 between the embeddings (N, D) of the two photos of each pair."""
-    return recogniser.distance(embeddings[pairs.first], embeddings[pairs.second]).double().numpy()
+@torch.no_grad()
+def pair_distances(recogniser: Recogniser, embeddings: torch.Tensor, pairs: Pairs) -> np.ndarray:
+    """Distances (P,) float64 between the embeddings (N, D), on any device, of the two photos of each pair."""
+    rows, distances = max(1, AT_ONCE // max(1, embeddings.shape[1])), np.empty(len(pairs))
+    for start in range(0, len(pairs), rows):  # all at once, LFW's pairs would need 10 GB
+        part = slice(start, start + rows)
+        a, b = embeddings[pairs.first[part]], embeddings[pairs.second[part]]
+        distances[part] = recogniser.distance(a, b).double().cpu().numpy()
+    return distances
 
 
-def accuracy(distances, same, threshold):
+def accuracy(distances: np.ndarray, same, threshold: float) -> float:
     """Share of pairs on the right side of the threshold: same below it, different at or above."""
-    return float(((distances < threshold) == np.asarray(same)).mean())
+    return float(((distances < threshold) == np.asarray(same, dtype=bool)).mean())
 
 
-def best_threshold(distances, same):
-    """The threshold of highest accuracy; midway between the two distances that it separates."""
+def best_threshold(distances: np.ndarray, same) -> float:
+    """The threshold of highest accuracy; midway between the two distances that it separates.
+
+    Raises ``Invalid`` if there are no pairs.
+    """
+    if not len(distances):
+        raise Invalid("A threshold cannot be chosen on no pairs.")
     order = np.argsort(distances, kind="stable")
-    d, right = np.asarray(distances)[order], np.asarray(same)[order]
+    d, right = np.asarray(distances)[order], np.asarray(same, dtype=bool)[order]
     # cut i accepts the i smallest distances; equal distances cannot be parted
     correct = np.r_[0, np.cumsum(right)] + (~right).sum() - np.r_[0, np.cumsum(~right)]
     possible = np.r_[True, d[1:] > d[:-1], True]
@@ -28,10 +48,10 @@ def best_threshold(distances, same):
     return float(edges[np.argmax(np.where(possible, correct, -1))])
 
 
-def threshold_at_far(different_distances, far):
+def threshold_at_far(different_distances: np.ndarray, far: float) -> float:
     """The threshold that accepts at most a share ``far`` of these different pairs.
 
-    Calibrate it on held-out pairs, never on the pairs reported. Raises ``ValueError`` if there are too few of them
+    Calibrate it on held-out pairs, never on the pairs reported. Raises ``Invalid`` if there are too few of them
     to tell: fewer than 1 / far.
     """
     distances = np.sort(np.asarray(different_distances))
@@ -40,12 +60,12 @@ def threshold_at_far(different_distances, far):
     return float(distances[int(len(distances) * far)])
 
 
-def ten_folds(distances, same, fold):
-    """LFW's protocol: the threshold from all folds but one, the accuracy on that one.
+def ten_folds(distances: np.ndarray, same, fold) -> tuple[float, float, np.ndarray]:
+    """LFW's protocol: the threshold from all folds but one, the accuracy on that one. fold: (P,) integers.
 
     Returns ``(mean, standard error, accuracies)``; the error is the standard deviation over folds / sqrt(folds).
     """
-    same, fold = np.asarray(same), np.asarray(fold)
+    same, fold = np.asarray(same, dtype=bool), np.asarray(fold)
     accuracies = []
     for k in np.unique(fold):
         threshold = best_threshold(distances[fold != k], same[fold != k])
@@ -54,19 +74,25 @@ def ten_folds(distances, same, fold):
     return accuracies.mean(), accuracies.std(ddof=1) / np.sqrt(len(accuracies)), accuracies
 
 
-def roc(distances, same):
+def roc(distances: np.ndarray, same) -> tuple[np.ndarray, np.ndarray, float]:
     """False accept rates, true accept rates and the area under the curve."""
-    far, tar, _ = roc_curve(np.asarray(same), -np.asarray(distances))
-    return far, tar, float(roc_auc_score(np.asarray(same), -np.asarray(distances)))
+    far, tar, _ = roc_curve(np.asarray(same, dtype=bool), -np.asarray(distances))
+    return far, tar, float(roc_auc_score(np.asarray(same, dtype=bool), -np.asarray(distances)))
 
 
-def tar_at_far(distances, same, far=1e-3):
-    """Share of same pairs accepted at the threshold that accepts ``far`` of these different pairs."""
-    same = np.asarray(same)
-    return float((distances[same] < threshold_at_far(distances[~same], far)).mean())
+@torch.no_grad()
+def rank1(embeddings: torch.Tensor, labels: torch.Tensor) -> float:
+    """Share of photos (embeddings (N, D), labels (N,)) whose nearest other photo shows the same person.
 
-
-def rank1(embeddings, labels):
-    """Share of photos whose nearest other photo shows the same person."""
-    squared = torch.cdist(embeddings, embeddings).fill_diagonal_(float("inf"))
-    return float((labels[squared.argmin(1)] == labels).float().mean())
+    Raises ``Invalid`` if there are fewer than two photos.
+    """
+    if len(embeddings) < 2:
+        raise Invalid("The nearest other photo needs two photos at least.")
+    rows, nearest = max(1, AT_ONCE // len(embeddings)), []
+    for start in range(0, len(embeddings), rows):
+        distances = torch.cdist(embeddings[start : start + rows], embeddings)
+        itself = torch.arange(len(distances), device=distances.device)
+        distances[itself, start + itself] = float("inf")
+        nearest.append(distances.argmin(1))
+    labels = torch.as_tensor(labels)
+    return float((labels[torch.cat(nearest).to(labels.device)] == labels).float().mean())

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from faceadv.store import threads
+
 os.environ["FACEADV_QUIET"] = "1"
+threads.settle()  # before torch is imported
 
 
 @pytest.fixture(scope="session")
@@ -24,21 +27,21 @@ def dlib():
 
 @pytest.fixture
 def killed_after(monkeypatch):
-    """``killed_after(n)``: a training dies right after its n-th checkpoint; returns the list of the steps saved."""
+    """``killed_after(n)``: the next training dies while it writes the row of step n into its log."""
 
     def arrange(count):
         from faceadv.training import loop
 
-        saved, save = [], loop.save
+        append = loop.append
 
-        def killing(path, state):
-            save(path, state)
-            saved.append(state["step"])
-            if len(saved) == count:
+        def killing(path, row):
+            append(path, row)
+            if row["step"] == count:
+                path.write_text(path.read_text()[:-20])  # without the end of the row and its line break
+                monkeypatch.setattr(loop, "append", append)
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(loop, "save", killing)
-        return saved
+        monkeypatch.setattr(loop, "append", killing)
 
     return arrange
 

@@ -1,6 +1,8 @@
 """Problem sets: the reference gets all points, a blank one none, plausible wrong answers lose what they should."""
 
 import csv
+import logging
+import os
 import re
 
 import nbformat
@@ -272,27 +274,45 @@ def test_a_student_who_is_right_is_told_so(graded):
 
 
 @pytest.mark.parametrize("graded", ["ps1"], indirect=True)
-def test_a_student_can_check_and_is_told_what_is_missing(graded, capsys):
+def test_a_student_can_check_and_is_told_what_is_missing(graded, capsys, monkeypatch):
     name, course, *_ = graded
     place = course / "submitted"
+    monkeypatch.setenv("NBGRADER_EXECUTION", "mine")
+    before = dict(os.environ), logging.getLogger("traitlets").level
     assert cli.main(["assignments", "check", str(course / "release" / name / f"{name}.ipynb")]) == 1
     out = capsys.readouterr().out
     assert "NotImplementedError" in out
     assert "<span" not in out
+    assert (dict(os.environ), logging.getLogger("traitlets").level) == before
     changed = nbformat.read(course / "release" / name / f"{name}.ipynb", 4)
     cells(changed)["ifgsm-seen"].source = "pass"
     nbformat.write(changed, place / "changed.ipynb")
     assert cli.main(["assignments", "check", str(place / "changed.ipynb")]) == 1
-    assert "a locked cell was changed" in capsys.readouterr().out
+    assert "it is locked, undo your change" in capsys.readouterr().out
     copied = nbformat.read(course / "release" / name / f"{name}.ipynb", 4)
     copied.cells.append(nbformat.from_dict({**cells(copied)["ifgsm"], "id": "copy"}))
     nbformat.write(copied, place / "copied.ipynb")
     assert cli.main(["assignments", "check", str(place / "copied.ipynb")]) == 1
     assert 'the cell "ifgsm" is there twice' in capsys.readouterr().out
-    (place / "cut.ipynb").write_text("{cut off")
-    assert cli.main(["assignments", "check", str(place / "cut.ipynb")]) == 2
-    assert "is no notebook, or was cut off" in capsys.readouterr().err
-    assert cli.main(["assignments", "check", str(place / "nobody.ipynb")]) == 1
+
+
+def test_what_is_no_problem_set_passes_no_check(tmp_path, capsys):
+    (path,) = assignments.release(["ps1"], tmp_path)
+    untested = nbformat.read(path, 4)
+    untested.cells = [
+        cell for cell in untested.cells if not cell.metadata.nbgrader.grade or cell.metadata.nbgrader.solution
+    ]
+    assert [cell.metadata.nbgrader.grade_id for cell in untested.cells if cell.metadata.nbgrader.grade] == ["words"]
+    for name, notebook in {"untested": untested, "other": nbformat.v4.new_notebook(cells=[])}.items():
+        nbformat.write(notebook, tmp_path / f"{name}.ipynb")
+        assert cli.main(["assignments", "check", str(tmp_path / f"{name}.ipynb")]) == 1
+        out = capsys.readouterr().out
+        assert out.startswith(f"[FAIL] {name}.ipynb has no tests")
+        assert out.count("\n") == 1
+    (tmp_path / "cut.ipynb").write_text("{cut off")
+    assert cli.main(["assignments", "check", str(tmp_path / "cut.ipynb")]) == 2
+    assert "cut.ipynb is not a notebook" in capsys.readouterr().err
+    assert cli.main(["assignments", "check", str(tmp_path / "nobody.ipynb")]) == 2
     assert "There is no notebook" in capsys.readouterr().err
 
 
@@ -306,17 +326,26 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys):
     place = tmp_path / "submitted" / "anna" / "ps1"
     place.mkdir(parents=True)
     (place / "ps1.ipynb").write_text("{cut off")
+    (tmp_path / "submitted" / "anna" / "ps0").mkdir()
     for row, words in {
-        "anna,ps1,words,three": "line 2: it must have",
+        "anna,ps1,words": "line 2: it must have",
+        "anna,ps1,words,three": "line 2: 'three' is not a number of points from 0 to 3",
+        "anna,ps1,words,nan": "line 2: 'nan' is not a number",
+        "anna,ps0,words,3": "nobody called 'anna' has handed in 'ps0'",
         "Anna,ps1,words,3": "nobody called 'Anna'",
         "anna,ps1,word,3": "did you mean words",
-        "anna,ps1,words,4": "4 marks for words, of 3",
+        "anna,ps1,words,4": "line 2: '4' is not a number of points from 0 to 3",
     }.items():
         (tmp_path / "marks.csv").write_text(f"student,assignment,question,marks\n{row}\n")
         assert cli.main(["assignments", "grade", "--course", course]) == 2
         assert words in capsys.readouterr().err
-    (tmp_path / "marks.csv").unlink()
-    (tmp_path / "grades.csv").write_text("student,assignment,points,of\nben,ps0,3,4\n")
+    for name in ("marks.csv", "grades.csv"):  # as a spreadsheet may save them
+        (tmp_path / name).write_text("student,assignment\nJosé,ps1\n", encoding="cp1252")
+        assert cli.main(["assignments", "grade", "--course", course]) == 2
+        assert f"{name} is not a table in CSV and UTF-8" in capsys.readouterr().err
+        (tmp_path / name).unlink()
+    assert not (tmp_path / "autograded").exists()
+    (tmp_path / "grades.csv").write_text("student,assignment,points,of\nben,ps0,3,4\n", encoding="utf-8-sig")
     page = tmp_path / "feedback" / "anna" / "ps1" / "ps1.html"
     page.parent.mkdir(parents=True)
     page.write_text("of an older version")
@@ -330,6 +359,22 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys):
     assert "ben,ps0" in (tmp_path / "grades.csv").read_text()
     assert cli.main(["assignments", "grade", "--course", str(tmp_path / "nowhere")]) == 2
     assert "is no course" in capsys.readouterr().err
+
+
+def test_no_cell_of_grades_is_a_formula_and_no_row_is_there_twice(tmp_path):
+    assignments.release(["ps1"], tmp_path)
+    for student in ('=HYPERLINK("http:__evil")', "@SUM(A1)", "+ben", "-carl", "dora"):
+        (tmp_path / "submitted" / student / "ps1").mkdir(parents=True)
+    for _ in range(2):
+        rows = assignments.grade(["ps1"], tmp_path)
+        assert [row["student"] for row in rows] == sorted(path.name for path in (tmp_path / "submitted").iterdir())
+        with open(tmp_path / "grades.csv", newline="") as file:
+            table = list(csv.reader(file))
+        assert len(table) == 6
+        assert {row[0] for row in table[1:]} == {"'" + row["student"] for row in rows if row["student"] != "dora"} | {
+            "dora"
+        }
+        assert not any(cell.startswith(("=", "+", "-", "@")) for row in table for cell in row)
 
 
 def test_what_a_teacher_changed_is_kept(tmp_path):

@@ -1,20 +1,27 @@
 """The benchmark: its cells do what they say, and however it is run no cell is lost or computed twice."""
 
+import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from faceadv import cli, recognisers, records
+from faceadv import cli, pairs, recognisers, records
 from faceadv.benchmark import cell, grid, statistics
 from faceadv.benchmark.cell import Cell, Settings
 from faceadv.course import profiles
+from faceadv.errors import Invalid
 
 SMALL = Settings(pair_count=4, slow_pair_count=2, steps=8, slow_steps=2, sampling_steps=2)
+recognisers_have_bfloat16 = cell.has_bfloat16("cpu")
 TINY = replace(SMALL, pair_count=2, slow_pair_count=1, seeds=(0,), steps=2)
 
 
@@ -91,19 +98,19 @@ def test_every_way_through_diffusion_brings_the_distance_down(way):
 
 
 def test_the_pairs_are_of_people_no_threshold_was_chosen_on():
-    calibration, photos, pairs = cell.data("orl")
+    calibration, photos, every = cell.data("orl")
     assert not set(calibration.names) & set(photos.names)
     fast, slow = (cell._pairs(SMALL, "dodging", slow) for slow in (False, True))
     assert fast.seed == [0] * 4 + [1] * 4
     torch.testing.assert_close(fast.presented[[0, 1, 4, 5]], slow.presented)
-    assert len(pairs) == 200 * 199 // 2
+    assert len(every) == 200 * 199 // 2
 
 
 def test_lfw_pairs_are_published_ones_of_people_no_threshold_was_chosen_on(lfw_root):
-    calibration, photos, pairs = cell.data("lfw")
-    people = {photos.names[label] for label in photos.labels[torch.cat([pairs.first, pairs.second])]}
+    calibration, photos, every = cell.data("lfw")
+    people = {photos.names[label] for label in photos.labels[torch.cat([every.first, every.second])]}
     assert not people & set(calibration.names)
-    assert min((pairs.same).sum(), (~pairs.same).sum()) >= 100
+    assert min((every.same).sum(), (~every.same).sum()) >= 100
 
 
 def test_what_nobody_knows_is_refused():
@@ -111,11 +118,49 @@ def test_what_nobody_knows_is_refused():
         (Cell("PDG", "none", "dlib", "dodging"), "did you mean PGD"),
         (Cell("PGD", "jpg", "dlib", "dodging"), "did you mean jpeg"),
         (Cell("PGD", "jpeg", "dlib", "doging"), "did you mean dodging"),
+        (Cell("PGD", "jpeg", "dlip", "dodging"), "did you mean dlib"),
+        (Cell("PGD", "jpeg", "dlib", "dodging", source="mobil"), "did you mean mobile"),
         (Cell("PGD", "jpeg", "dlib", "dodging", "surrogate"), "not for jpeg"),
         (Cell("PGD", "none", "dlib", "dodging", "bpda"), "nothing to adapt"),
     ):
-        with pytest.raises(ValueError, match=words):
-            cell.measure(wrong, TINY)
+        with pytest.raises(Invalid, match=words):
+            grid.run([wrong], TINY, "nowhere")  # before anything runs
+
+
+def test_settings_of_nothing_are_refused():
+    for wrong in ({"seeds": ()}, {"pair_count": 0}, {"slow_pair_count": -1}, {"steps": 0}, {"eot_samples": 0}):
+        with pytest.raises(Invalid, match=f"has none: {next(iter(wrong))}"):
+            replace(TINY, **wrong)
+
+
+@pytest.mark.parametrize("goal", cell.GOALS)
+def test_a_single_person_is_refused_and_does_not_hang(goal, monkeypatch, orl):
+    alone = orl.people(orl.names[:1])
+    place = torch.arange(4)
+    wrong = pairs.Pairs(place, place + 1, torch.tensor([True, True, False, False]), torch.zeros(4))
+    monkeypatch.setattr(cell, "data", lambda name: (alone, alone, wrong))
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it hangs"))
+    signal.alarm(20)
+    try:
+        with pytest.raises(Invalid, match="photos of several people"):
+            cell._pairs.__wrapped__(TINY, goal, False)
+    finally:
+        signal.alarm(0)
+
+
+def test_own_callables_that_give_no_images_are_refused():
+    plain = Cell("PGD", "none", "dlib", "dodging")
+    wrongs = (lambda x: x * float("nan"), lambda x: x[:, :, ::2, ::2], lambda x: x[:0], lambda x: 1)
+    for wrong in [lambda x, *_, wrong=wrong: wrong(x) for wrong in wrongs]:
+        for one in (replace(plain, defence="mine"), replace(plain, attack="mine")):
+            with pytest.raises(Invalid, match='"mine" must return finite images'):
+                cell.measure(one, TINY, {"mine": wrong})
+    learning = torch.nn.BatchNorm2d(3)
+    with pytest.raises(Invalid, match="training mode"):
+        cell.measure(replace(plain, defence="mine"), TINY, {"mine": torch.nn.Sequential(learning)})
+    assert learning.num_batches_tracked == 0
+    half = {"mine": lambda x, *_: x.half().requires_grad_()}
+    assert cell.measure(replace(plain, attack="mine"), TINY, half)["linf"] == 0
 
 
 def test_a_row_depends_on_settings_weights_and_own_code(monkeypatch):
@@ -131,12 +176,63 @@ def test_a_row_depends_on_settings_weights_and_own_code(monkeypatch):
     assert cell.version(known, TINY) == cell.version(known, replace(TINY))
     assert cell.version(known, TINY) != cell.version(known, replace(TINY, far=0.01))
     assert cell.version(known, TINY) != cell.version(replace(known, eps_255=1.0), TINY)
-    before = cell.version(known, TINY)
-    with monkeypatch.context() as changed:
-        changed.setattr(cell, "_code", lambda: "other weights")
-        assert cell.version(known, TINY) != before
-    monkeypatch.setattr(cell, "_photos", lambda name: "other photos")
-    assert cell.version(known, TINY) != before
+    before, other = cell.version(known, TINY), replace(known, recogniser="mobile")
+    fetched = {"dlib": "1" * 64}  # as if it were to be fetched
+    for thing, name, value in (
+        (cell, "_code", lambda: "other code"),
+        (cell, "_photos", lambda name: "other photos"),
+        (cell.weights, "shipped", lambda: {"resgn": {"resgn.safetensors": "0" * 64}}),
+        (cell.weights, "fetched", lambda: fetched),
+        (cell, "has_bfloat16", lambda device: not recognisers_have_bfloat16),
+        (cell, "DEVICE", "cuda"),
+        (cell.metadata, "version", lambda name: "0" if name == "diffusers" else "1"),
+    ):
+        with monkeypatch.context() as changed:
+            changed.setattr(thing, name, value)
+            assert cell.version(known, TINY) != before, name
+            if name == "fetched":
+                without = cell.version(other, TINY)
+                fetched["dlib"] = "2" * 64
+                assert cell.version(other, TINY) == without  # it does not use these weights
+    assert cell.version(known, TINY) == before
+
+
+def test_a_row_depends_on_the_content_of_photos(tmp_path):
+    person = tmp_path / "someone"
+    person.mkdir()
+    photo = person / "1.jpg"
+    photo.write_bytes(b"a photo")
+    known, settings = Cell("PGD", "jpeg", "dlib", "dodging"), replace(TINY, faces_name=str(tmp_path))
+    before, stat = cell.version(known, settings), photo.stat()
+    photo.write_bytes(b"another"[:7])
+    os.utime(photo, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    cell._photos.cache_clear()
+    assert cell.version(known, settings) != before
+
+
+def test_a_row_depends_on_all_modules_that_a_cell_imports():
+    code = (
+        "import sys, faceadv.benchmark.cell as c; from pathlib import Path\n"
+        "c.cache.key = lambda files, own: print(*files, own, '--', sep='\\n'); c._code()\n"
+        "print(*[m.__file__ for name, m in sys.modules.items() if name.startswith('faceadv')], sep='\\n')"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    hashed, imported = ({Path(line) for line in part.split()} for part in told.split("--"))
+    assert {path for path in imported if path.stat().st_size and path.parent.name != "benchmark"} <= hashed
+    assert Path(cell.__file__) in hashed
+    assert not [path for path in hashed if path.name in ("plots.py", "grid.py", "cli.py")]
+
+
+def test_a_row_depends_on_the_whole_module_of_an_own_function(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    text = "def half(x):\n    return 0.5 * x\n\n\ndef dark(x):\n    return half(x)\n"
+    (tmp_path / "my_defences.py").write_text(text)
+    import my_defences
+
+    place = Cell("none", "dark", "dlib", "dodging")
+    before = cell.version(place, TINY, {"dark": my_defences.dark})
+    (tmp_path / "my_defences.py").write_text(text.replace("0.5", "0.9"))
+    assert cell.version(place, TINY, {"dark": my_defences.dark}) != before
 
 
 def test_what_works_in_place_spoils_no_other_cell():
@@ -168,7 +264,7 @@ def test_a_finished_cell_is_not_computed_twice_and_a_killed_run_goes_on(tmp_path
         done.append(one)
         return measure(one, **options)
 
-    monkeypatch.setattr(cell, "measure", dying)
+    monkeypatch.setattr(grid, "measure", dying)
     with pytest.raises(KeyboardInterrupt):
         grid.run(todo, TINY, tmp_path)
     assert len(grid.read(todo, TINY, tmp_path)) == 2
@@ -177,11 +273,64 @@ def test_a_finished_cell_is_not_computed_twice_and_a_killed_run_goes_on(tmp_path
     rows = grid.run(todo, TINY, tmp_path)
     assert done[3:] == todo[2:]
     assert list(rows["attack"]) == ["none", "FGSM"] * 2
-    grid.run(todo, TINY, tmp_path)
+    pd.testing.assert_frame_equal(grid.run(todo, TINY, tmp_path), rows)
     assert len(done) == 5
-    grid.place(tmp_path, todo[0], TINY).write_text('{"cut off')  # as by a full disk
-    pd.testing.assert_frame_equal(numbers(grid.run(todo, TINY, tmp_path)), numbers(rows))
-    assert done[5:] == todo[:1]
+
+
+def place(folder, one, settings=TINY):
+    return grid._place(folder, one, cell.version(one, settings))
+
+
+def cut_off(path, other):
+    path.write_text(path.read_text()[:-20])
+
+
+def emptied(path, other):
+    path.write_text("")
+
+
+def a_directory(path, other):
+    path.unlink()
+    path.mkdir()
+    (path / "something").touch()
+
+
+def edited(path, other):
+    path.write_text(path.read_text().replace('"right": [1', '"right": [0'))
+
+
+def of_another_cell(path, other):
+    shutil.copy(other, path)
+
+
+def of_another_version(path, other):
+    found = cell.cache.read_json(path)
+    cell.cache.write_json(path, found | {"key": "0" * 24})
+
+
+def another_text(path, other):
+    cell.cache.write_json(path, ["a list"])
+
+
+@pytest.mark.parametrize(
+    "damage", [cut_off, emptied, a_directory, edited, of_another_cell, of_another_version, another_text]
+)
+def test_a_file_that_is_no_finished_cell_is_computed_again_with_one_line(damage, tmp_path, monkeypatch, caplog):
+    todo, done, measure = cells("none"), [], cell.measure
+    monkeypatch.setattr(grid, "measure", lambda one, **options: done.append(one) or measure(one, **options))
+    rows = grid.run(todo, TINY, tmp_path)
+    assert not caplog.messages
+    path = place(tmp_path, todo[0])
+    damage(path, place(tmp_path, todo[1]))
+    done.clear()
+    again = grid.run(todo, TINY, tmp_path)
+    assert done == todo[:1]
+    (message,) = caplog.messages
+    assert path.name in message
+    assert message.endswith("again.")
+    pd.testing.assert_frame_equal(numbers(again), numbers(rows))
+    assert json.loads(path.read_text().splitlines()[0])["key"] == cell.version(todo[0], TINY)
+    assert not list(tmp_path.glob(".*"))
 
 
 def dies_once(images, marker):
@@ -260,11 +409,14 @@ def test_recognisers_whose_weights_are_not_here_are_left_out(monkeypatch, tmp_pa
 
 def test_the_plan_has_every_attack_defence_recogniser_and_goal():
     values = profiles.defaults(profiles.NOTEBOOKS / f"{grid.NOTEBOOK}.ipynb")
-    parts = grid.plan(values, list(recognisers.NAMES[:2]))
-    assert len(set(parts["static"])) == 7 * 12 * 2 * 2
+    parts = grid.plan(values, list(recognisers.NAMES[:2]) * 2)  # names that come twice count once
+    assert len(parts["static"]) == len(set(parts["static"])) == 7 * 12 * 2 * 2
+    assert len(parts["transfer"]) == 5 * 2 * 2
     assert {one.defence for one in parts["adaptive"]} == set(cell.DEFENCES) - {"none"}
     assert all(one.source != one.recogniser for one in parts["transfer"])
     assert grid.settings(values).seeds == (0, 1)
+    with pytest.raises(Invalid, match="None of the recognisers is here"):
+        grid.plan(values, [])
 
 
 # -- what the rows say --
@@ -284,6 +436,14 @@ def test_worst_case_is_per_pair_and_summary_draws_people():
     assert line["right"] == 25
     assert (line["low"], line["high"]) == (0, 50)  # two people, right in half and in none of their pairs
     assert (line["attack"], line["way"]) == ("worst", "of 2")
+
+
+def test_rows_of_different_pairs_are_not_compared():
+    for other in (row([1, 0], list("ab"), way="bpda"), row([1, 0, 1, 1], list("abba"), way="bpda")):
+        rows = pd.DataFrame([row([1, 1, 0, 0], list("aabb")), other])
+        for compare in (statistics.worst, statistics.ranks):
+            with pytest.raises(Invalid, match="different pairs"):
+                compare(rows)
 
 
 def test_spread_is_between_seeds():
@@ -321,3 +481,4 @@ def test_lines_come_back_from_a_record():
     back = statistics.lines({"numbers": [*entries, records.number("rank of jpeg", 1)]})
     columns = [*statistics.KEYS, "right", "low", "high", "n"]
     pd.testing.assert_frame_equal(back[columns], lines[columns], rtol=1e-5)
+    assert list(statistics.lines({"numbers": [records.number("rank of jpeg", 1)]}).columns) == columns

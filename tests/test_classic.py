@@ -117,3 +117,20 @@ def test_impossible_targets_are_refused(target, chips):
 def test_wrong_images_are_refused(chips):
     with pytest.raises(ValueError, match="images must"):
         classic.at_ssim("blur", chips * 255, 0.9)
+
+
+@pytest.mark.parametrize("name", classic.METHODS)
+def test_impossible_strengths_and_wrong_images_are_refused(name, chips):
+    method = classic.METHODS[name][0]
+    for strength in (-1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="The strength must be"):
+            method(chips, strength)
+    with pytest.raises(ValueError, match="images must"):
+        method(chips * 255, 1.0)
+
+
+def test_unknown_methods_and_no_images_are_refused(chips):
+    with pytest.raises(ValueError, match=r"no method \"blurr\" \(did you mean blur\?\)"):
+        classic.at_ssim("blurr", chips, 0.9)
+    with pytest.raises(ValueError, match="on one image or more"):
+        classic.at_ssim("noise", chips[:0], 0.9)

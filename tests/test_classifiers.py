@@ -165,3 +165,68 @@ def test_a_linear_head_is_scikit_learns_pipeline(people, scaled):
         head(features).log_softmax(1).numpy(), pipeline.predict_log_proba(features.numpy()), atol=1e-3
     )
     assert not head.weight.requires_grad
+
+
+def test_labels_may_be_of_any_integer_type(split):
+    x, labels = small(split[0][0][:20]), split[0][1][:20]
+    trained = [classifiers.model_a(x, kind, PEOPLE, epochs=1)[0] for kind in (labels, labels.int(), labels.byte())]
+    assert same(weights_of(trained[0]), weights_of(trained[1]))
+    assert same(weights_of(trained[0]), weights_of(trained[2]))
+    scores = torch.rand(20, PEOPLE, generator=torch.Generator().manual_seed(0))
+    for rule in ("random", "second", "farthest"):
+        expected = classifiers.targets(scores, labels, rule)
+        assert not (expected == labels).any()
+        assert torch.equal(expected, classifiers.targets(scores, labels.byte(), rule))
+
+
+def test_nobody_else_to_be_is_an_error():
+    for rule in ("random", "second", "farthest"):
+        with pytest.raises(ValueError, match="A target is another person"):
+            classifiers.targets(torch.zeros(2, 1), torch.zeros(2, dtype=torch.long), rule)
+
+
+def test_a_training_that_would_train_nothing_is_refused(split):
+    x, labels = split[0][0][:4].mean(3).flatten(1), split[0][1][:4]
+    model = classifiers.ModelB(PEOPLE, nn.Identity(), x.shape[1])
+    for inputs, names, options, message in (
+        (x[:1], labels[:1], {}, "two inputs or more"),
+        (x[:0], labels[:0], {}, "two inputs or more"),
+        (x, labels[:3], {}, "two inputs or more"),
+        (x, labels, {"batch": 1}, "batch must be a whole number of at least 2"),
+        (x, labels.float(), {}, "labels must be whole numbers"),
+        (x, labels - 100, {}, "labels must be whole numbers"),  # -100 is what torch's cross-entropy leaves out
+    ):
+        with pytest.raises(ValueError, match=message):
+            classifiers.fit(model, inputs, names, 1, forward=model.classify, **options)
+
+
+def test_logits_of_no_chips_and_of_any_float_type(split, b):
+    x, model = split[1][0][:3], b[0]
+    assert classifiers.logits(model, x[:0]).shape == (0, PEOPLE)
+    for dtype in (torch.float16, torch.float64):
+        scores = classifiers.logits(model, x.to(dtype, copy=True).requires_grad_(True))
+        assert scores.dtype == torch.float32
+        assert not scores.requires_grad
+        torch.testing.assert_close(scores, classifiers.logits(model, x), atol=0.05, rtol=0.05)
+    with pytest.raises(ValueError, match="images must"):
+        classifiers.logits(model, x * 255)
+
+
+def test_logits_are_not_taken_in_training_mode(split):
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten())
+    for chain in (model, lambda x: model(x)):
+        with pytest.raises(ValueError, match="in training mode"):
+            classifiers.logits(chain, split[1][0][:4])
+    assert model[0].num_batches_tracked == 0
+
+
+def test_a_backbone_in_training_mode_learns_nothing(split):
+    backbone = nn.Sequential(nn.BatchNorm2d(3), nn.AvgPool2d(28), nn.Flatten()).train()
+    before = weights_of(backbone)
+    classifiers.model_b(split[0][0][:20], split[0][1][:20], PEOPLE, backbone, epochs=1)
+    assert same(before, weights_of(backbone))
+
+
+def test_a_linear_head_needs_a_photo_of_everybody():
+    with pytest.raises(ValueError, match="labels must be 0 to K - 1"):
+        classifiers.linear_head(torch.rand(6, 2), torch.tensor([0, 0, 2, 2, 3, 3]))

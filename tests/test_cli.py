@@ -1,13 +1,18 @@
 """The command line: what it prints, what it refuses, and its exit status."""
 
-import importlib
+import errno
+import importlib.metadata
+import os
 import subprocess
 import sys
 import types
 
 import pytest
 
+import faceadv
 from faceadv import cli
+from faceadv.course import assignments
+from faceadv.errors import Failed, Invalid, Missing
 
 
 @pytest.fixture
@@ -36,20 +41,29 @@ def nets():
     ]
 
 
-def test_help_is_quick_and_imports_no_torch():
-    code = "import sys; from faceadv import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
-    code += "print([name for name in ('torch', 'papermill', 'matplotlib', 'pandas') if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
-    assert "train a network" in done.stdout
+def test_help_is_quick_imports_no_torch_and_settles_the_threads_first():
+    code = "import os, sys; from faceadv import cli; status = cli.main(['--help'])\n"
+    code += "slow = [name for name in ('torch', 'papermill', 'matplotlib', 'pandas') if name in sys.modules]\n"
+    code += "print(status, slow, os.environ['GOMP_SPINCOUNT'].isdigit())"
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.splitlines()[-1] == "0 [] True"
+    for name in ("assignments", "bench", "check", "data", "deidentify", "run", "ship", "train", "weights"):
+        assert f"\n  {name} " in done.stdout
 
 
-@pytest.mark.parametrize("argv", [[], ["runn"], ["data"], ["data", "fetch"], ["run", "-p", "steps"]])
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"faceadv, version {faceadv.__version__}\n"
+    assert importlib.metadata.version("faceadv") == faceadv.__version__
+
+
+@pytest.mark.parametrize("argv", [[], ["runn"], ["data"], ["data", "fetch"], ["run", "-p", "steps"], ["check", "--al"]])
 def test_wrong_usage_exits_with_2(argv, capsys):
-    with pytest.raises(SystemExit) as ended:
-        cli.main(argv)
-    assert ended.value.code == 2
-    assert "usage: faceadv" in capsys.readouterr().err
+    assert cli.main(argv) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith(("Usage: faceadv", "Error: Option '-p' requires 2 arguments"))
+    assert told.out == ""
 
 
 def test_data(stand_in, capsys):
@@ -69,22 +83,41 @@ def test_data(stand_in, capsys):
     assert capsys.readouterr().out == "/there\n"
     assert cli.main(["data", "check", "orl"]) == 1
     assert capsys.readouterr().out == "[OK] whole\n[FAIL] short\n"
-    assert cli.main(["data", "check", "lwf"]) == 2
-    told = capsys.readouterr().err
-    assert told == 'faceadv: There is no data set "lwf" (did you mean lfw?); there are orl, lfw.\n'
 
 
 def test_weights(stand_in, capsys):
-    stand_in("store.weights", listing=nets, fetch=lambda name: "/there", check=lambda: [(True, "whole")])
+    fetched = []
+    stand_in(
+        "store.weights",
+        listing=nets,
+        fetch=lambda name: fetched.append(name) or f"/there/{name}",
+        check=lambda: [(True, "whole")],
+    )
     assert cli.main(["weights", "list"]) == 0
-    assert "not here: faceadv weights fetch facenet" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "/here" in told
+    assert "not here: faceadv weights fetch facenet" in told
     assert cli.main(["weights", "fetch", "facenet"]) == 0
-    assert cli.main(["weights", "fetch", "dlib"]) == 0
-    assert capsys.readouterr().out == "/there\n/here\n"
+    assert capsys.readouterr().out == "/there/facenet\n"
+    assert cli.main(["weights", "fetch", "all"]) == 0
+    assert capsys.readouterr().out == "/there/dlib\n/there/facenet\n"
+    assert fetched == ["facenet", "dlib", "facenet"]
     assert cli.main(["weights", "check"]) == 0
     assert capsys.readouterr().out == "[OK] whole\n"
-    assert cli.main(["weights", "fetch", "facnet"]) == 2
-    assert "did you mean facenet?" in capsys.readouterr().err
+
+
+def test_a_mistyped_name_of_data_or_weights_is_one_sentence(capsys):
+    for argv, told in {
+        ("data", "check", "lwf"): 'faceadv: There is no data set "lwf" (did you mean lfw?)',
+        ("data", "fetch", "lwf"): 'faceadv: There is no data set "lwf" (did you mean lfw?)',
+        ("weights", "fetch", "alexnett"): 'faceadv: There are no weights "alexnett" (did you mean alexnet?)',
+        ("train", "mobil"): 'faceadv: There is no network "mobil" to train (did you mean mobile?)',
+        ("ship", "mobil"): 'faceadv: There is no network "mobil" to train (did you mean mobile?)',
+    }.items():
+        assert cli.main(argv) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(told)
+        assert err.count("\n") == 1
 
 
 def test_check(stand_in, capsys):
@@ -93,28 +126,102 @@ def test_check(stand_in, capsys):
     assert capsys.readouterr().out == "[OK] Python 3.11\n[FAIL] torch is missing\n"
 
 
-def test_expected_errors_are_one_sentence(stand_in, capsys, monkeypatch):
-    def fetch(name, root=None):
-        raise RuntimeError("The download\nbroke off.")
-
+@pytest.fixture
+def failing(stand_in, monkeypatch):
+    """Run a command that raises an error; returns the exit status."""
     monkeypatch.delenv("FACEADV_DEBUG", raising=False)
-    stand_in("store.datasets", listing=sets, fetch=fetch)
-    assert cli.main(["data", "fetch", "lfw"]) == 1
-    assert capsys.readouterr().err == "faceadv: The download broke off.\n"
+
+    def run(error):
+        def fetch(name, root=None):
+            raise error
+
+        stand_in("store.datasets", listing=sets, fetch=fetch)
+        return cli.main(["data", "fetch", "lfw"])
+
+    return run
+
+
+@pytest.mark.parametrize("kind", [Invalid, Missing, Failed])
+def test_what_a_user_can_mend_is_one_sentence(kind, failing, capsys, monkeypatch):
+    assert failing(kind("The download\nbroke off.")) == 2
+    assert capsys.readouterr() == ("", "faceadv: The download broke off.\n")
     monkeypatch.setenv("FACEADV_DEBUG", "1")
-    with pytest.raises(RuntimeError):
+    with pytest.raises(kind):
         cli.main(["data", "fetch", "lfw"])
 
 
-def test_train(stand_in, capsys, monkeypatch):
-    stand_in("stand_in", main=lambda profile, resume: f"{profile} {resume}")
-    monkeypatch.setitem(cli.TRAINERS, "mobile", "faceadv.stand_in:main")
-    assert cli.main(["train", "mobile", "--profile", "smoke", "--resume"]) == 0
-    assert capsys.readouterr().out == "smoke True\n"
-    assert cli.main(["train", "mobil"]) == 2
-    assert "did you mean mobile?" in capsys.readouterr().err
-    assert cli.main(["train", "mobile", "--profile", "smok"]) == 2
-    assert "did you mean smoke?" in capsys.readouterr().err
+FAULTS = [
+    *(ValueError("x"), UnicodeEncodeError("ascii", "é", 0, 1, "x"), RuntimeError("x"), KeyError("x"), EOFError("x")),
+    *(ImportError("x"), FileNotFoundError(errno.ENOENT, "x", "y"), OSError(errno.EIO, "x", "y"), OSError("x")),
+]
+
+
+@pytest.mark.parametrize("error", FAULTS, ids=lambda error: type(error).__name__)
+def test_a_fault_of_the_program_keeps_its_traceback(error, failing, capsys):
+    with pytest.raises(type(error)) as raised:
+        failing(error)
+    assert raised.value is error
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ["EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "ENOTDIR", "EISDIR", "EEXIST"])
+def test_a_file_that_cannot_be_used_is_a_sentence_that_names_it(name, failing, capsys):
+    number = getattr(errno, name)
+    assert failing(OSError(number, os.strerror(number), "/their/file")) == 2
+    reason = os.strerror(number).lower()
+    said = f"faceadv: /their/file cannot be read or written ({reason}): mend that, or name another place.\n"
+    assert capsys.readouterr() == ("", said)
+
+
+def test_a_file_in_the_place_of_a_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("FACEADV_DEBUG", raising=False)
+    (tmp_path / "taken").write_text("mine")
+    name = assignments.names()[0]
+    assert cli.main(["assignments", "release", name, "--course", str(tmp_path / "taken")]) == 2
+    told = capsys.readouterr().err
+    assert str(tmp_path / "taken") in told
+    assert told.count("\n") == 1
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_an_interrupted_command_ends_with_130(failing, capsys, monkeypatch):
+    assert failing(KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == "faceadv: interrupted.\n"
+    monkeypatch.setenv("FACEADV_DEBUG", "1")
+    with pytest.raises(KeyboardInterrupt):
+        cli.main(["data", "fetch", "lfw"])
+
+
+def test_train_and_ship(stand_in, capsys):
+    calls = []
+    stand_in(
+        "training.loop",
+        run=lambda **given: calls.append(given) or "/folder",
+        ship=lambda **given: calls.append(given) or "/weights",
+    )
+    everything = ["--profile", "smoke", "--resume", "--seed", "3", "--root", "r", "--out", "o"]
+    assert cli.main(["train", "mobile", *everything]) == 0
+    assert cli.main(["train", "mobile"]) == 0
+    assert cli.main(["ship", "mobile", "--profile", "smoke", "--out", "o"]) == 0
+    assert cli.main(["ship", "resgn"]) == 0
+    assert calls == [
+        {"name": "mobile", "profile": "smoke", "resume": True, "seed": 3, "root": "r", "out": "o"},
+        {"name": "mobile", "profile": "lfw", "resume": False, "seed": 0, "root": None, "out": None},
+        {"name": "mobile", "profile": "smoke", "out": "o"},
+        {"name": "resgn", "profile": "lfw", "out": None},
+    ]
+    assert capsys.readouterr().out == "/folder\n/folder\n/weights\n/weights\n"
+
+
+@pytest.mark.parametrize("command", ["run", "bench"])
+def test_a_parameter_that_is_given_twice_is_refused(command, stand_in, capsys):
+    calls = []
+    stand_in("course.run", run=lambda *given, **options: calls.append(given))
+    assert cli.main([command, "-p", "eps_255", "1", "-p", "steps", "2", "-p", "eps_255", "4"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("faceadv: -p eps_255 is given more than once")
+    assert told.count("\n") == 1
+    assert calls == []
 
 
 def test_run_passes_on_what_was_asked(stand_in, capsys):

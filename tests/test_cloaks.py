@@ -1,9 +1,11 @@
 """Cloaks: within their budget, far in the features, the same twice, and a look-alike of the photo."""
 
+import numpy as np
 import pytest
 import torch
 
 from faceadv import cloaks, metrics, recognisers
+from faceadv.store import progress
 
 
 @pytest.fixture(scope="module")
@@ -84,16 +86,132 @@ def test_smoothing_survives_a_blur(chips, dlib):
     assert far[1] > far[0]
 
 
-def test_nothing_to_do(dlib):
-    assert cloaks.fawkes(torch.zeros(0, 3, 112, 112), [dlib]).shape == (0, 3, 112, 112)
-    assert cloaks.lowkey(torch.zeros(0, 3, 112, 112), [dlib]).shape == (0, 3, 112, 112)
+def kinds(dlib, steps=3):
+    """Every cloak with few steps, and the largest change of a pixel that it may make."""
+    shift = cloaks.features(dlib, torch.zeros(1, 3, 112, 112))
+
+    def towards(x):
+        return cloaks.fawkes_targeted(x, [dlib], [-shift.expand(len(x), -1)], mode="high", steps=steps + 4)
+
+    return {
+        "fawkes": (lambda x: cloaks.fawkes(x, [dlib], mode="low", steps=steps), cloaks.CLIP),
+        "fawkes, targeted": (towards, 1.0),
+        "lowkey": (lambda x: cloaks.lowkey(x, [dlib], steps=steps), 0.005 + steps * 0.0025),
+    }
 
 
-def test_unknown_modes_and_wrong_images(chips, dlib):
+KINDS = ("fawkes", "fawkes, targeted", "lowkey")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_no_photos_no_cloaks(name, dlib):
+    for dtype in (torch.float32, torch.float16):
+        nothing = torch.zeros(0, 3, 112, 112, dtype=dtype)
+        cloaked = kinds(dlib)[name][0](nothing)
+        assert (cloaked.shape, cloaked.dtype) == (nothing.shape, dtype)
+        assert cloaks.cached("nothing", kinds(dlib)[name][0], nothing, [dlib]).shape == nothing.shape
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_any_float_type_comes_back_within_the_budget(name, chips, dlib):
+    make, most = kinds(dlib)[name]
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        x = chips[:2].to(dtype)
+        y = make(x)
+        assert y.dtype == dtype
+        assert 0 <= y.min() <= y.max() <= 1
+        assert 0 < (y.double() - x.double()).abs().max() <= most
+        if name == "fawkes":
+            assert (cloaks.dssim(y, x) <= cloaks.FAWKES_10["low"][0]).all()
+        if name == "fawkes, targeted":
+            assert (cloaks.dssim(y, x) <= cloaks.FAWKES_03["high"][0]).all()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_photos_and_targets_with_a_graph_are_detached(name, chips, dlib):
+    make = kinds(dlib)[name][0]
+    leaf = chips[:1].clone().requires_grad_(True)
+    y = make(leaf * 1.0)
+    assert not y.requires_grad
+    assert leaf.grad is None
+    assert torch.equal(y, make(chips[:1]))
+    shift = torch.ones(1, 128).requires_grad_(True)
+    cloaks.fawkes_targeted(chips[:1], [dlib], [shift], steps=1)
+    assert shift.grad is None
+
+
+def test_an_own_extractor_may_be_of_another_float_type_and_keeps_its_gradients(chips):
+    network = torch.nn.Linear(3 * 112 * 112, 4).double().eval()  # not frozen
+
+    class Extractor:
+        def embed(self, images, fast=False):
+            return network(images.double().flatten(1))
+
+    for make in (cloaks.fawkes, cloaks.lowkey):
+        y = make(chips[:2], [Extractor()], steps=2)
+        assert y.dtype == torch.float32
+        assert not torch.equal(y, chips[:2])
+    assert all(p.grad is None for p in network.parameters())
+
+
+def test_impossible_settings_are_refused(chips, dlib):
+    for make in (cloaks.fawkes, cloaks.lowkey):
+        for steps in (0, -1, 2.0, True):
+            with pytest.raises(ValueError, match="steps must be a whole number"):
+                make(chips[:1], [dlib], steps=steps)
+        with pytest.raises(ValueError, match="batch must be a whole number"):
+            make(chips[:1], [dlib], steps=1, batch=0)
+        assert torch.equal(make(chips[:1], [dlib], steps=np.int64(1)), make(chips[:1], [dlib], steps=1))
+    for targets in ([], [torch.zeros(2, 128)], [torch.zeros(1, 128)] * 2):
+        with pytest.raises(ValueError, match="targets must be"):
+            cloaks.fawkes_targeted(chips[:1], [dlib], targets)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 255.0])
+@pytest.mark.parametrize("name", [*KINDS, "cached"])
+def test_wrong_images_are_refused(name, bad, chips, dlib):
+    make = kinds(dlib)[name][0] if name in KINDS else lambda x: cloaks.cached("a", lambda z: z, x, [dlib])
+    x = chips[:1].clone()
+    x[0, 0, 0, 0] = bad
+    with pytest.raises(ValueError, match="images must"):
+        make(x)
+
+
+def test_unknown_modes_are_refused(chips, dlib):
     with pytest.raises(ValueError, match="mode must be one of low, mid, high"):
         cloaks.fawkes(chips, [dlib], mode="ultra")
-    with pytest.raises(ValueError, match="images must"):
-        cloaks.lowkey(chips * 255, [dlib])
+
+
+def test_cached_cloaks_are_made_once_and_again_if_they_are_damaged(chips, dlib, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("FACEADV_CACHE", str(tmp_path))
+    made, x = [], chips[:2]
+
+    def make(images):
+        made.append(len(images))
+        return 1 - images
+
+    first = cloaks.cached("a", make, x, [dlib])
+    torch.testing.assert_close(first, 1 - x, atol=0.5 / 255 + 1e-6, rtol=0)
+    assert torch.equal(first * 255, (first * 255).round())
+    assert torch.equal(first, cloaks.cached("a", make, x.double(), [dlib]).float())
+    assert len(made) == 1
+    (file,) = (tmp_path / "cloaks").glob("*/array.npy")
+    content = bytearray(file.read_bytes())
+    for damage in (content[:-5] + bytes([content[-5] ^ 1]) + content[-4:], content[:100], b""):
+        file.write_bytes(damage)
+        made.clear()
+        with caplog.at_level("WARNING", progress.log.name):
+            caplog.clear()
+            assert torch.equal(first, cloaks.cached("a", make, x, [dlib]))
+        assert made == [2]
+        assert len(caplog.records) == 1
+    made.clear()
+    other = recognisers.load("dlib")
+    next(other.network.parameters()).data[0] += 1
+    for arguments in (("b", make, x, [dlib]), ("a", make, x[:1], [dlib]), ("a", make, x, []), ("a", make, x, [other]),
+                      ("a", make, x, [recognisers.load("dlib", precision="float32")])):  # fmt: skip
+        cloaks.cached(*arguments)
+    assert len(made) == 5
 
 
 def test_networks_are_left_alone(chips, dlib):

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
-from faceadv import adaptive, attacks, ddnm, objectives, precision, purifiers
+from faceadv import adaptive, attacks, ddnm, errors, objectives, precision, purifiers
+from faceadv.networks import prior as prior_network
 
 OPERATORS = {f"x{scale}": ddnm.super_resolution(scale) for scale in (2, 4, 8)} | {"colour": ddnm.colourisation()}
 
@@ -15,7 +16,7 @@ OPERATORS = {f"x{scale}": ddnm.super_resolution(scale) for scale in (2, 4, 8)} |
 @pytest.fixture(scope="module")
 def prior():
     torch.manual_seed(0)
-    unet = prior.build(16, (16, 32)).eval().requires_grad_(False)
+    unet = prior_network.build(16, (16, 32)).eval().requires_grad_(False)
     return unet, DDPMScheduler()
 
 
@@ -109,9 +110,9 @@ def test_time_travel_makes_the_prediction_noisy_again(x, monkeypatch):
 
 def test_order_of_the_steps():
     assert ddnm.times(3) == [(2, 1), (1, 0), (0, -1)]
-    assert ddnm.times(3, 1, 2) == [(2, 1), (1, 2), (2, 1), (1, 0), (0, 1), (1, 0), (0, -1)]
-    assert ddnm.times(4, 2, 2) == [(3, 2), (2, 1), (1, 0), (0, 2), (2, 1), (1, 0), (0, -1)]
-    with pytest.raises(ValueError, match="between 1 and 1000, not 1001"):
+    assert ddnm.times(3, 2) == [(2, 1), (1, 2), (2, 1), (1, 0), (0, 1), (1, 0), (0, -1)]
+    assert ddnm.times(2, 3) == [(1, 0), (0, 1), (1, 0), (0, 1), (1, 0), (0, -1)]
+    with pytest.raises(ValueError, match="from 1 to 1000, not 1001"):
         ddnm.ddnm(torch.zeros(1, 3, 8, 8), OPERATORS["x2"], None, DDPMScheduler(), steps=1001)
 
 
@@ -186,3 +187,173 @@ def test_the_shipped_prior_beats_doing_nothing(name, orl, dlib):
         clean, attacked, bare = (dlib.distance(dlib.embed(i), reference) < 0.6 for i in (purifier(x), purifier(z), z))
     assert clean.float().mean() >= 0.8
     assert attacked.float().mean() >= bare.float().mean() + 0.5
+
+
+class Knows(torch.nn.Module):
+    """A perfect prior for one image x0 (1, 3, 16, 16) in [-1, 1], whatever it is asked to predict."""
+
+    def __init__(self, x0, schedule, sample_size=16):
+        super().__init__()
+        self.x0, self.schedule, self.config = x0, schedule, SimpleNamespace(sample_size=sample_size)
+        self.autocast = set()
+        self.eval()
+
+    def forward(self, noisy, t):
+        a = self.schedule.alphas_cumprod[t]
+        self.autocast.add(torch.is_autocast_enabled("cpu"))
+        e = (noisy - a.sqrt() * self.x0) / (1 - a).sqrt()
+        v = a.sqrt() * e - (1 - a).sqrt() * self.x0
+        answers = {"epsilon": e, "sample": self.x0.expand_as(noisy), "v_prediction": v}
+        return SimpleNamespace(sample=answers[self.schedule.config.prediction_type])
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+def test_a_perfect_prior_restores_whatever_it_predicts(kind, x, monkeypatch):
+    """The noise follows from the image or from v (before: these were taken for the noise, and 0.5 off)."""
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: False)
+    schedule = DDPMScheduler(prediction_type=kind)
+    unet = Knows(x[:1], schedule)
+    noisy, a = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)), schedule.alphas_cumprod[300]
+    expected = (noisy - a.sqrt() * x[:1]) / (1 - a).sqrt()
+    torch.testing.assert_close(ddnm.guess(unet, noisy, 300, schedule), expected, atol=1e-4, rtol=1e-4)
+    for name in ("x4", "colour"):
+        out = ddnm.ddnm(OPERATORS[name][0](x[:1]), OPERATORS[name], unet, schedule, steps=5)
+        torch.testing.assert_close(out, x[:1], atol=1e-3, rtol=0)
+    image = (x[:1] + 1) / 2
+    for purifier in (ddnm.TwoStage(unet, schedule, steps=4), ddnm.DiffPure(unet, schedule, time=500, steps=4)):
+        torch.testing.assert_close(purifier(image), image, atol=1e-3, rtol=0)
+    torch.testing.assert_close(ddnm.sample(unet, schedule, 1, steps=4), image, atol=1e-3, rtol=0)
+
+
+def test_a_learned_variance_is_left_out(x):
+    schedule = DDPMScheduler()
+    unet, twice = Knows(x[:1], schedule), Knows(x[:1], schedule)
+    twice.forward = lambda noisy, t: SimpleNamespace(sample=torch.cat([unet(noisy, t).sample, noisy + 7], 1))
+    image = (x[:1] + 1) / 2
+    for make in (ddnm.TwoStage, ddnm.DiffPure):
+        assert torch.equal(make(twice, schedule, steps=2)(image), make(unet, schedule, steps=2)(image))
+
+
+def test_an_unknown_prediction_is_refused(x):
+    schedule = SimpleNamespace(alphas_cumprod=DDPMScheduler().alphas_cumprod)
+    unet = Knows(x[:1], schedule)
+    schedule.config = SimpleNamespace(prediction_type="flow_prediction")
+    for use in (
+        lambda: ddnm.TwoStage(unet, schedule),
+        lambda: ddnm.DiffPure(unet, schedule),
+        lambda: ddnm.ddnm(x[:, :, ::2, ::2], OPERATORS["x2"], unet, schedule),
+    ):
+        with pytest.raises(errors.Invalid, match=r'must predict one of .*it predicts "flow_prediction"\.$'):
+            use()
+
+
+def test_exact_is_float32_all_the_way_through_a_diffusion(x, monkeypatch):
+    """Before: bfloat16 was switched on again inside (has_bfloat16 stands for hardware that has it)."""
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
+    schedule, image = DDPMScheduler(), (x[:1] + 1) / 2
+
+    def objective(images, rows, exact):
+        return images.sum((1, 2, 3)), torch.zeros(len(images), dtype=torch.bool)
+
+    for make in (ddnm.TwoStage, ddnm.DiffPure):
+        for exact in (True, False):
+            unet = Knows(x[:1], schedule)
+            with torch.no_grad():
+                adaptive.through(make(unet, schedule, steps=2), objective)(image, torch.arange(1), exact)
+            assert unet.autocast == {not exact}
+        unet = Knows(x[:1], schedule)
+        with precision.autocast("cpu", fast=False):
+            make(unet, schedule, steps=2)(image)
+        assert unet.autocast == {False}
+
+
+def test_it_is_in_evaluation_mode_as_it_is_made_but_its_network_stays_as_it_was(x):
+    schedule = DDPMScheduler()
+    for training in (False, True):
+        stage = ddnm.TwoStage(Knows(x[:1], schedule).train(training), schedule)
+        modes = [stage, ddnm.Shortened(stage), ddnm.DiffPure(stage.unet, schedule)]
+        assert not any(module.training for module in modes)
+        assert stage.unet.training is training
+
+
+PURIFIERS = {"two-stage": ddnm.TwoStage, "diffpure": ddnm.DiffPure}
+
+
+@pytest.mark.parametrize("name", PURIFIERS)
+def test_other_images_are_refused(name, orl, prior):
+    """Before: x * 255 became a white picture, without a word."""
+    purifier, x = PURIFIERS[name](*prior, steps=1), orl.images[:1]
+    for bad in (x * 255, x[0], (x * 255).byte(), x - 0.5, x * float("nan")):
+        with pytest.raises(errors.Invalid, match="images must"):
+            purifier(bad)
+    with pytest.raises(errors.Invalid, match="images must"):
+        ddnm.measured(ddnm.TwoStage(*prior))(x * 255)
+
+
+@pytest.mark.parametrize("name", PURIFIERS)
+def test_height_and_width_are_kept(name, orl, x, monkeypatch):
+    """Before: 112 x 96 became 96 x 96."""
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: False)
+    tall = orl.images[:2, :, :, 8:104]
+    schedule = DDPMScheduler()
+    unet = Knows(ddnm.resized(tall[:1], 16) * 2 - 1, schedule)
+    out = PURIFIERS[name](unet, schedule, steps=2)(tall)
+    assert out.shape == tall.shape
+    near = ddnm.resized(ddnm.resized(tall[:1], 16), (112, 96)).clamp(0, 1)
+    torch.testing.assert_close(out[:1], near, atol=0.02, rtol=0)
+    assert ddnm.measured(ddnm.TwoStage(unet, schedule))(tall).shape == tall.shape
+    assert ddnm.resized(torch.rand(1, 3, 12, 16), 16).shape == (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize("name", PURIFIERS)
+def test_no_images_stay_none_and_global_random_numbers_are_left_alone(name, orl, prior):
+    purifier = PURIFIERS[name](*prior, steps=1)
+    assert purifier(orl.images[:0]).shape == (0, 3, 112, 112)
+    before = torch.get_rng_state()
+    first = purifier(orl.images[:1])
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(1)
+    assert torch.equal(first, purifier(orl.images[:1]))
+
+
+WRONG = {
+    "two-stage": [
+        *({"steps": value} for value in (0, 1001, 2.5, True)),
+        *({"eta": value} for value in (1.2, -0.1, float("nan"), "1")),
+        *({"scale": value} for value in (3, 0, 32, 2.0)),
+        *({"stages": "one"}, {"seed": -1}, {"seed": 0.5}),
+    ],
+    "diffpure": [
+        *({"steps": value} for value in (0, 1001, 2.5, True)),
+        *({"time": value} for value in (0, 1000, 0.1)),
+        *({"seed": -1}, {"seed": None}),
+    ],
+}
+
+
+@pytest.mark.parametrize(("name", "options"), [(name, options) for name in WRONG for options in WRONG[name]])
+def test_options_that_make_no_sense(name, options, prior):
+    with pytest.raises(errors.Invalid, match=rf"^(The )?{next(iter(options))} .*not.*\.$"):
+        PURIFIERS[name](*prior, **options)
+
+
+def test_measurements_and_options_of_ddnm_that_make_no_sense(x, prior):
+    A, inverse = OPERATORS["x2"]
+    good = A(x)
+    for bad in (good * 255, good * float("nan"), good[:, :1], good.byte()):
+        with pytest.raises(errors.Invalid, match="measured must be"):
+            ddnm.ddnm(bad, (A, inverse), *prior, steps=1)
+    for options in ({"eta": 1.2}, {"steps": 0}, {"travel_repeat": 0}, {"travel_repeat": 1.5}):
+        with pytest.raises(errors.Invalid, match=next(iter(options))):
+            ddnm.ddnm(good, (A, inverse), *prior, **options)
+    with pytest.raises(errors.Invalid, match="one seed per image"):
+        ddnm.ddnm(good, (A, inverse), *prior, steps=1, seeds=[0])
+    for scale in (0, 2.0, True):
+        with pytest.raises(errors.Invalid, match="scale must be a whole number"):
+            ddnm.super_resolution(scale)
+    with pytest.raises(errors.Invalid, match="multiples of the scale 3, not 16 x 16"):
+        ddnm.super_resolution(3)[0](x)
+    with pytest.raises(errors.Invalid, match="steps must be"):
+        ddnm.Shortened(ddnm.TwoStage(*prior), steps=0)
+    with pytest.raises(errors.Invalid, match="count must be"):
+        ddnm.sample(*prior, 0)

@@ -1,6 +1,7 @@
 """De-identification of folders: what the written files show, hold and keep, and every refusal."""
 
 import csv
+import os
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from PIL import Image, ImageCms
 
 from faceadv import align, cli, deidentify, metrics, recognisers
+from faceadv.store.tables import csv_safe
 
 ICC, GPS, ORIENTATION = "icc_profile", 0x8825, 0x0112
 
@@ -152,7 +154,7 @@ def test_a_row_for_each_face_and_each_file(done):
     for name in ("cut.jpg", "empty.png"):
         assert rows[name] == [{"photo": name, "state": "unreadable, left out"}]
     assert rows["none.png"] == [{"photo": "none.png", "state": "no face found, copied as it is"}]
-    with open(target / deidentify.REPORT, newline="") as file:
+    with open(target / deidentify.REPORT, newline="", encoding="utf-8") as file:
         written = list(csv.DictReader(file))
     assert list(written[0]) == deidentify.COLUMNS
     assert len(written) == sum(map(len, rows.values()))
@@ -287,7 +289,7 @@ def test_protected_from_another_recogniser(photos, tmp_path, capsys):
         write(tmp_path / "in" / f"{i}.png", photo)
     assert run(tmp_path / "in", tmp_path / "out", "--model", "mobile") == 0
     told, mobile = capsys.readouterr().out, recognisers.load("mobile")
-    with open(tmp_path / "out" / deidentify.REPORT, newline="") as file:
+    with open(tmp_path / "out" / deidentify.REPORT, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     hidden = [float(row["after"]) >= mobile.threshold for row in rows]
     assert sum(hidden) >= 2
@@ -308,8 +310,8 @@ REFUSALS = {
     "target around": (["in", "."], 2, "must lie outside"),
     "the same": (["in", "./in"], 2, "must lie outside"),
     "no photos": (["bare", "out"], 2, "bare holds no photos"),
-    "no folder": (["nowhere", "out"], 1, "nowhere is not a folder"),
-    "a photo for a folder": (["in/a.png", "out"], 1, "a.png is not a folder"),
+    "no folder": (["nowhere", "out"], 2, "nowhere is not a folder"),
+    "a photo for a folder": (["in/a.png", "out"], 2, "a.png is not a folder"),
     "unknown model": (["in", "out", "--model", "dlibb"], 2, 'no recogniser "dlibb" (did you mean dlib?)'),
 }
 
@@ -355,3 +357,41 @@ def test_photos_of_the_wild(lfw_root, tmp_path):
     assert len(faces) >= len(paths)
     assert np.mean([row["protected"] for row in faces]) >= 0.9
     assert set(contents(tmp_path / "out")) == {path.name for path in paths} | {deidentify.REPORT}
+
+
+def test_cells_of_the_report_are_no_formulas(tmp_path):
+    names = ["=1+1.png", "+a.png", "-a.png", "@a.png", "a=1.png", "-in/a.png"]
+    for name in names:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(b"no photo")
+    rows = deidentify.folder(tmp_path / "in", tmp_path / "out")
+    assert sorted(row["photo"] for row in rows) == sorted(names)
+    with open(tmp_path / "out" / deidentify.REPORT, newline="", encoding="utf-8") as file:
+        written = [row["photo"] for row in csv.DictReader(file)]
+    assert sorted(written) == sorted("'" + name if name[0] in "=+-@" else name for name in names)
+
+
+def test_numbers_are_no_formulas():
+    assert [csv_safe(value) for value in (-0.5, 3, None, True, "", "a", "1")] == [-0.5, 3, None, True, "", "a", "1"]
+    assert [csv_safe(value) for value in ("-0.5", "\t=1", "\r=1")] == ["'-0.5", "'\t=1", "'\r=1"]
+
+
+def test_names_of_all_kinds(tmp_path):
+    names = ["ü名.png", os.fsdecode(b"caf\xe9.png"), "._ü名.png"]  # the second is not Unicode, the third is macOS's
+    (tmp_path / "in").mkdir()
+    for name in names:
+        (tmp_path / "in" / name).write_bytes(b"no photo")
+    assert {row["photo"] for row in deidentify.folder(tmp_path / "in", tmp_path / "out")} == set(names[:2])
+    text = (tmp_path / "out" / deidentify.REPORT).read_bytes().decode("utf-8")
+    assert "ü名.png" in text
+    assert "caf\\udce9.png" in text
+
+
+@pytest.mark.parametrize("s", [2, 5])
+def test_a_chip_just_outside_a_large_photo(s, photos, dlib):
+    photo = np.asarray(enlarged(photos[0], s))
+    for gap in range(12):
+        matrix = np.array([[1 / (s + 0.1), 0, 0], [0, 1 / (s + 0.1), 0]])
+        matrix[0, 2] = -(photo.shape[1] + gap) / (s + 0.1)  # the chip's left border lies gap pixels right of the photo
+        changed = deidentify.protect(photo, matrix, dlib, steps=1)
+        assert changed.shape == photo.shape

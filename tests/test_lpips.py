@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import torchmetrics
 import torchvision
 
-from faceadv import cloaks
+from faceadv import cloaks, errors
 from faceadv.networks import lpips
 from faceadv.store import weights
 
@@ -67,3 +67,12 @@ def test_other_weights_are_refused(alexnet, tmp_path):
         file.write(b"0")
     with pytest.raises(ValueError, match="not the file that was published"):
         lpips.load()
+
+
+def test_other_images_are_refused(alexnet, orl):
+    """Before: a distance of pictures that are white all over."""
+    distance, x = lpips.load(), orl.images[:1]
+    for bad in (x * 255, x[0], (x * 255).byte()):
+        for pair in ((bad, x), (x, bad)):
+            with pytest.raises(errors.Invalid, match="images must"):
+                distance(*pair)

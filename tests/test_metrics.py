@@ -1,11 +1,13 @@
 """Metrics against closed forms and a second implementation."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from faceadv import images, metrics
+from faceadv import metrics, records
 
 
 def test_norms():
@@ -24,6 +26,7 @@ def test_ssim_agrees_with_scikit_image(orl):
     # the mean of the whole map; scikit-image's own leaves the border out
     np.testing.assert_allclose(metrics.ssim(a, b), [m.mean() for m in maps], atol=1e-3)
     torch.testing.assert_close(metrics.ssim(a, a), torch.ones(3))
+    assert metrics.ssim(a[:0], b[:0]).shape == (0,)
 
 
 def test_bootstrap_covers_the_mean_as_often_as_it_says():
@@ -46,16 +49,6 @@ def test_groups_widen_the_interval():
         metrics.bootstrap([])
 
 
-def test_saving(orl):
-    x = orl.images[:2]
-    assert torch.allclose(images.quantise(x), x)  # chips are 8-bit already
-    y = (x + 0.4 / 255).clamp(0, 1)
-    assert torch.allclose(images.quantise(y), x)
-    errors = [(images.jpeg(x, quality) - x).abs().mean().item() for quality in (95, 75, 30)]
-    assert 0 < errors[0] < errors[1] < errors[2] < 0.05
-    torch.testing.assert_close(images.from_pil(images.to_pil(x[0])), x[0])
-
-
 def test_a_rate_of_all_or_nothing_is_not_certain():
     people = np.repeat(range(20), 3)
     share, low, high = metrics.rate(np.ones(60), people)
@@ -64,3 +57,47 @@ def test_a_rate_of_all_or_nothing_is_not_certain():
     assert metrics.rate(np.zeros(60), people) == pytest.approx((0, 0, 1 - low))
     mixed = np.arange(60) % 3 == 0
     assert metrics.rate(mixed, people) == metrics.bootstrap(mixed, people)
+
+
+@pytest.mark.parametrize("groups", [None, 5000, 700])
+def test_draws_in_parts_are_bit_for_bit_those_drawn_at_once(groups):
+    random = np.random.default_rng(0)
+    values = random.normal(size=5000)
+    labels = np.arange(5000) if groups is None else random.integers(groups, size=5000)
+    sums, counts = (np.bincount(np.unique(labels, return_inverse=True)[1], w) for w in (values, None))
+    draws = np.random.default_rng(7).integers(len(sums), size=(2000, len(sums)))
+    low, high = np.quantile(sums[draws].sum(1) / counts[draws].sum(1), [(1 - 0.95) / 2, (1 + 0.95) / 2])
+    assert metrics.bootstrap(values, None if groups is None else labels, seed=7) == (values.mean(), low, high)
+
+
+def test_a_bootstrap_over_all_pairs_of_orl_needs_little_memory():
+    values = np.random.default_rng(0).random(79800)
+    tracemalloc.start()
+    mean, low, high = metrics.bootstrap(values, repeats=400)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert low < mean < high
+    assert peak < 200e6
+
+
+@pytest.mark.parametrize(("values", "groups"), [([0.5], None), ([0.25, 0.75], [3, 3])])
+def test_one_value_or_group_has_a_mean_without_interval(values, groups):
+    interval = metrics.bootstrap(values, groups)
+    assert interval == (0.5, None, None)
+    assert records.number("x", *interval)["low"] is None
+
+
+def test_a_rate_over_one_group_is_not_certain_either():
+    assert metrics.rate([True, False], [1, 1]) == (0.5, 0, 1)
+    assert metrics.rate([True, True], [1, 1]) == pytest.approx((1, 0.025, 1))
+    with pytest.raises(ValueError, match="no values"):
+        metrics.rate([], [])
+
+
+def test_lists_arrays_and_tensors_give_the_same():
+    values, groups = np.random.default_rng(0).random(30), np.arange(30) % 7
+    expected = metrics.bootstrap(values, groups)
+    tensor = torch.from_numpy(values).requires_grad_()
+    assert metrics.bootstrap(tensor, torch.from_numpy(groups)) == expected == metrics.bootstrap(list(values), groups)
+    hits = values < 0.5
+    assert metrics.rate(torch.from_numpy(hits), torch.from_numpy(groups)) == metrics.rate(hits, groups)

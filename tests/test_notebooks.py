@@ -9,6 +9,7 @@ import nbformat
 import pytest
 
 from faceadv import records
+from faceadv.course import notebook as notebooks
 from faceadv.course import profiles, run
 from faceadv.store.paths import PROJECT
 
@@ -18,7 +19,7 @@ NOTEBOOKS = run.select(["all"])
 @pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda path: path.stem)
 def executed(request, tmp_path_factory):
     out = tmp_path_factory.mktemp(request.param.stem)
-    (result,) = run.run([request.param.stem], "smoke", out=out, quiet=True)
+    (result,) = run.run([request.param.stem], "smoke", out=out)
     assert result.status == "ran", result.error
     return result, out
 
@@ -53,7 +54,7 @@ def test_runs_silently_and_replays_to_the_same_numbers(executed):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_committed_outputs_are_of_this_source_and_profile_orl(path):
     notebook = nbformat.read(path, as_version=4)
-    assert notebook.is_current(path), f"{path.name} was edited after it ran: make update"
+    assert notebooks.is_current(path), f"{path.name} was edited after it ran: make update"
     assert notebook.metadata["faceadv"]["profile"] == "orl"
     assert notebook.metadata["faceadv"]["seconds"] < 180
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -65,5 +66,7 @@ def test_committed_outputs_are_of_this_source_and_profile_orl(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_profile_fits_the_notebook(path):
+    assert {"profile", "seed", "results_dir"} <= profiles.declared(path).keys()
     for profile in profiles.names():
+        assert profiles.parameters(profile, path).get("profile", profile) == profile
         assert profiles.parameters(profile, path) | profiles.load(profile)[path.stem]

@@ -6,7 +6,7 @@ import torch
 from scipy.ndimage import median_filter
 from skimage.restoration import denoise_tv_chambolle
 
-from faceadv import attacks, images, objectives, purifiers, recognisers
+from faceadv import attacks, errors, images, objectives, purifiers, recognisers
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_bits_are_counted(orl):
         assert 1 < len(y.unique()) <= 2**bits
         assert (y - orl.images[:4]).abs().max() <= 0.5 / (2**bits - 1) + 1e-6
         assert not y.requires_grad
-    for wrong in (0, 9, 2.5):
+    for wrong in (0, 9, 2.5, 2.0, True):
         with pytest.raises(ValueError, match="from 1 to 8"):
             purifiers.load("bit-depth", bits=wrong)
 
@@ -175,3 +175,73 @@ def test_randomization_is_linear_and_differentiable(orl):
     other = orl.images[100:103]
     expected = (weights * purifiers.load("randomization", seed=4)(other)).sum()
     assert (slope * other).sum().item() == pytest.approx(expected.item(), abs=0.05, rel=1e-3)
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_randomization_keeps_height_and_width(seed, orl):
+    """Before: 112 x 96 became 96 x 96. White comes back with a border on all sides of both sizes in turn."""
+    for height, width in ((112, 96), (96, 112), (1, 7)):
+        assert purifiers.load("randomization", seed=seed)(torch.ones(2, 3, height, width)).shape == (
+            2,
+            3,
+            height,
+            width,
+        )
+    tall = purifiers.load("randomization", seed=seed)(torch.ones(100, 3, 112, 96))[:, 0]
+    shares = [(tall.amax(3 - axis) > 0.5).float().mean(1) for axis in (1, 2)]  # of the height and of the width
+    for share in shares:
+        assert 0.93 < share.min() < share.max() <= 1
+    assert (shares[0] - shares[1]).abs().max() < 0.02  # enlarged alike
+
+
+def test_no_images_stay_none():
+    for name in PLAIN:
+        if name != "jpeg":  # images.jpeg
+            assert purifiers.load(name)(torch.zeros(0, 3, 16, 16)).shape == (0, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *(("jpeg", {"quality": value}) for value in (0, 96, 101, 75.5, True, "75", None)),
+        *(("blur", {"sigma": value}) for value in (-1, float("nan"), float("inf"), "1")),
+        *(("median", {"size": value}) for value in (0, 2, 3.0, True)),
+        *(("total-variation", {"weight": value}) for value in (0, -1, float("nan"), float("inf"))),
+        *(("total-variation", {"steps": value}) for value in (0, 2.5, True)),
+        *(("randomization", {"seed": value}) for value in (-1, 0.5, None)),
+        *(("diffpure", {"steps": 0}), ("diffpure", {"time": 1000}), ("two-stage", {"scale": 3})),
+        *(("colourisation", {"eta": 1.2}), ("super-resolution", {"steps": 0})),
+    ],
+)
+def test_options_that_make_no_sense(name, options):
+    with pytest.raises(errors.Invalid, match=rf"^{next(iter(options))} must .*\.$"):
+        purifiers.load(name, **options)
+
+
+@pytest.mark.parametrize("name", ["jpeg", "resgn", "two-stage", "diffpure", "randomization"])
+def test_an_unknown_option_is_one_sentence(name):
+    with pytest.raises(errors.Invalid, match=rf'^The purifier "{name}" has no option qualty\.$'):
+        purifiers.load(name, qualty=50)
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers(orl):
+    x = orl.images[:1]
+    assert torch.equal(purifiers.load("jpeg", quality=np.int64(50))(x), purifiers.load("jpeg", quality=50)(x))
+    blurred = purifiers.load("blur", sigma=np.float32(1))(x)
+    assert torch.equal(blurred, purifiers.load("blur", sigma=1)(x))
+
+
+@pytest.mark.parametrize("name", ["resgn", "puface", "two-stage", "diffpure"])
+def test_networks_refuse_wrong_images_too(name, orl):
+    """Before: x * 255 became a white picture, without a word."""
+    purifier = purifiers.load(name, **({"steps": 1} if name in ("two-stage", "diffpure") else {}))
+    for bad in (orl.images[:1] * 255, orl.images[0], torch.zeros(1, 3, 8, 8).byte()):
+        with pytest.raises(errors.Invalid, match="images must"):
+            purifier(bad)
+
+
+@pytest.mark.parametrize("name", ["resgn", "puface", "two-stage", "diffpure", "randomization"])
+def test_loading_leaves_global_random_numbers_alone(name):
+    before = torch.get_rng_state()
+    purifiers.load(name)
+    assert torch.equal(before, torch.get_rng_state())

@@ -1,6 +1,9 @@
 """Recognisers: distances, gradients, precision, errors, and FaceNet from files in its published format."""
 
+import gc
 import importlib.util
+import logging
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +15,7 @@ from PIL import Image
 from torch import nn
 
 from faceadv import precision, recognisers
+from faceadv.store import progress
 
 CASIA = "20180408-102900-casia-webface.pt"
 
@@ -247,12 +251,13 @@ def test_embed_all_of_8_bits_and_of_a_face_set(orl):
 
 def test_embed_all_shows_a_bar_for_many_only(capfd, monkeypatch):
     toy, images = recognisers.Recogniser("toy", Toy(), 0.5), torch.zeros(2100, 3, 2, 2)
-    monkeypatch.delenv("FACEADV_QUIET", raising=False)
+    monkeypatch.setattr(progress.log, "level", logging.INFO)
+    progress.log.manager._clear_cache()
     recognisers.embed_all(toy, images[:64])
     assert capfd.readouterr().err == ""
     recognisers.embed_all(toy, images, batch=700)
     assert "embedding by toy" in capfd.readouterr().err
-    monkeypatch.setenv("FACEADV_QUIET", "1")
+    progress.quiet()
     recognisers.embed_all(toy, images, batch=700)
     assert capfd.readouterr().err == ""
 
@@ -268,6 +273,62 @@ def test_embed_faces_keeps_what_it_computed(orl, cache):
     other = recognisers.Recogniser("toy", Toy(), 0.5)
     other.network.scale *= 2
     torch.testing.assert_close(recognisers.embed_faces(other, faces), 2 * first)
+    unit = recognisers.Recogniser("toy", Toy(), 0.5, unit=True)
+    torch.testing.assert_close(recognisers.embed_faces(unit, faces), F.normalize(first))
+
+
+def test_the_fingerprint_follows_the_weights(orl, cache):
+    toy, faces = recognisers.Recogniser("toy", Toy(), 0.5), SimpleNamespace(chips=(orl * 255).byte().numpy())
+    before, embeddings = recognisers.fingerprint(toy), recognisers.embed_faces(toy, faces)
+    toy.network.scale *= 3
+    assert recognisers.fingerprint(toy) != before
+    torch.testing.assert_close(recognisers.embed_faces(toy, faces), 3 * embeddings)
+    toy.network.scale /= 3
+    assert recognisers.fingerprint(toy) == before
+    held = weakref.ref(toy)
+    del toy
+    gc.collect()
+    assert held() is None
+
+
+def become_a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGES = {
+    "a byte flipped": lambda path: path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1])),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-8]),
+    "emptied": lambda path: path.write_bytes(b""),
+    "lost": lambda path: path.unlink(),
+    "a folder instead": become_a_folder,
+    "another shape": lambda path: np.save(path, np.zeros((5, 3), np.float32)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_embeddings_are_made_again(damage, orl, cache, caplog):
+    toy, faces = recognisers.Recogniser("toy", Toy(), 0.5), SimpleNamespace(chips=(orl * 255).byte().numpy())
+    first = recognisers.embed_faces(toy, faces)
+    (path,) = (cache / "embeddings").rglob("*.npy")
+    DAMAGES[damage](path)
+    for _ in range(2):
+        assert torch.equal(recognisers.embed_faces(toy, faces), first)
+    assert [("made again" in record.getMessage()) for record in caplog.records] == [True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_images_of_other_float_types_are_embedded_in_float32(dlib, orl, dtype):
+    images = orl[:3].to(dtype)
+    embeddings = dlib.embed(images)
+    assert embeddings.dtype == torch.float32
+    assert torch.equal(embeddings, dlib.embed(images.float()))
+    assert torch.equal(recognisers.embed_all(dlib, images), embeddings)
+
+
+def test_embed_all_of_nothing(dlib, orl):
+    for images in (orl[:0], (orl[:0] * 255).byte()):
+        assert recognisers.embed_all(dlib, images).shape == (0, 128)
 
 
 @pytest.mark.parametrize("where", ["cache/weights", "hub/checkpoints"])

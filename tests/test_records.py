@@ -3,9 +3,12 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 
-from faceadv import records
+from faceadv import metrics, records
+from faceadv.errors import Invalid
 from faceadv.records import number
 
 
@@ -20,7 +23,7 @@ def write(path, value=0.9312345678, **run):
 
 def test_round_trip(tmp_path):
     path = records.place(tmp_path, "orl", "01_attacks")
-    record = write(path, device="cpu", seconds=1.0)
+    record = write(path, device="cpu")
     assert records.read(path) == record
     assert path == tmp_path / "orl" / "01_attacks.json"
     assert list(record) == ["notebook", "profile", "seed", "data", "numbers", "run"]
@@ -31,20 +34,38 @@ def test_round_trip(tmp_path):
 
 
 def test_what_differs_from_run_to_run_is_apart(tmp_path):
-    write(tmp_path / "a.json", device="cpu", seconds=1.0)
-    write(tmp_path / "b.json", device="gpu", seconds=2.0, timings={"ms an image": 3.0})
+    write(tmp_path / "a.json", device="cpu")
+    write(tmp_path / "b.json", device="gpu", timings={"ms an image": 3.0})
     texts = [json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json")]
     assert texts[1]["run"]["timings"] == {"ms an image": 3.0}
     assert texts[0].pop("run") != texts[1].pop("run")
     assert json.dumps(texts[0]) == json.dumps(texts[1])
 
 
-def test_same_compares_numbers(tmp_path):
+def test_the_device_is_the_one_that_was_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU that nothing ran on")
+    assert write(tmp_path / "a.json")["run"]["device"] == "cpu"
+    assert write(tmp_path / "a.json", device=torch.device("cuda", 0))["run"]["device"] == "cuda:0"
+
+
+def test_an_interval_may_be_missing():
+    assert number("one value", *metrics.bootstrap([1.0]))["low"] is None
+    through_pandas = pd.DataFrame([{"low": None, "high": None}, {"low": 0.1, "high": 0.2}]).to_dict("records")[0]
+    found = number("one value", 0.5, **through_pandas)
+    assert (found["low"], found["high"]) == (None, None)
+    assert records.table({"numbers": [found]})["ours [low, high]"].tolist() == ["0.5"]
+    with pytest.raises(Invalid, match="value of it is nan"):
+        number("it", float("nan"), 0.1, 0.2)
+    with pytest.raises(TypeError, match="unti"):
+        number("it", 1, unti="%")
+
+
+def test_differences_are_of_numbers(tmp_path):
     a = write(tmp_path / "a.json")
     b = write(tmp_path / "b.json", value=0.9322)
-    assert records.same(a, tmp_path / "a.json")
-    assert not records.same(a, b)
-    assert records.same(a, b, rtol=0.002)
+    assert records.differences(a, tmp_path / "a.json") == []
+    assert records.differences(a, b, rtol=0.002) == []
     assert records.differences(a, b) == ["value of success: 0.931235 and 0.9322"]
     assert records.differences(a, {"numbers": a["numbers"][:2]}) == ["not measured is in one record only"]
     assert records.differences(a, {"numbers": [*a["numbers"][:2], number("not measured", 1)]}, rtol=1) == [
@@ -54,8 +75,9 @@ def test_same_compares_numbers(tmp_path):
 
 
 def test_table_and_markdown(tmp_path):
-    record = write(tmp_path / "a.json")
+    record, before = write(tmp_path / "a.json"), pd.get_option("display.max_colwidth")
     table = records.table(record)
+    assert pd.get_option("display.max_colwidth") == before  # nothing else than the table is changed
     assert list(table.columns) == ["ours [low, high]", "paper", "unit", "n", "how", "note"]
     assert table.loc["success", "ours [low, high]"] == "0.9312 [0.91, 0.95]"
     assert table.loc["not measured"].tolist() == ["", "about 95", "", "", "", ""]

@@ -1,12 +1,11 @@
 """The running machinery, on tiny notebooks that papermill really executes."""
 
 import json
-import re
+import os
 import signal
 import subprocess
 import sys
 import time
-from html.parser import HTMLParser
 from pathlib import Path
 
 import nbformat
@@ -15,7 +14,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from faceadv import cli, plots
-from faceadv.course import notebook, page, profiles, run
+from faceadv.course import notebook, profiles, run
+from faceadv.store import cache, datasets, threads, weights
 
 PARAMETERS = """profile: str = "orl"  # which
 seed: int = 0
@@ -25,21 +25,19 @@ eps: list[float] = [1.0, 2.0]
 fast: bool = False
 free = None
 results_dir: str = "../results\""""
-INTRODUCTION = r"""# A title & more
-
-You will see *this*. And then more, with $\|x\|_2 \le \epsilon$ and [the next](01_b.ipynb).
-
-$$\begin{aligned} a &= b \\ c &= \frac12 \end{aligned}$$
-
-$$\begin{cases} 1 \end{cases}$$
-"""
 WORKING = """import os, sys
 from pathlib import Path
 folder = Path(results_dir) / profile
 folder.mkdir(parents=True, exist_ok=True)
 _ = (folder / "00_a.json").write_text('{"numbers": []}')
-print(steps, os.environ["MALLOC_TRIM_THRESHOLD_"], os.environ["PYTHONHASHSEED"], Path.cwd().name)
+print(steps, os.environ["GOMP_SPINCOUNT"], os.environ["PYTHONHASHSEED"], Path.cwd().name)
 assert Path(sys.prefix).samefile(PREFIX)""".replace("PREFIX", repr(sys.prefix))
+
+
+def test_unknown_notebooks_are_refused_with_the_nearest(course):
+    course("00_faces", "1")
+    with pytest.raises(run.Invalid, match=r'no notebook "00_face" \(did you mean 00_faces\?\)'):
+        run.select(["00_face"])
 
 
 @pytest.fixture
@@ -50,11 +48,11 @@ def course(tmp_path, monkeypatch):
     (folder / "profiles" / "orl.yaml").write_text("all: {profile: orl}\n00_a: {steps: 3}\n")
     monkeypatch.setattr(profiles, "NOTEBOOKS", folder)
     monkeypatch.setattr(run, "RESULTS", tmp_path / "committed")
-    monkeypatch.setattr(run, "_package", lambda: "the package as it is")
+    monkeypatch.setattr(run, "_surroundings", lambda: "all as it is")  # other sessions may edit the package meanwhile
 
     def add(name, *code, tags=(), parameters=PARAMETERS):
         cells = [
-            new_markdown_cell(INTRODUCTION),
+            new_markdown_cell("# A title"),
             new_code_cell(parameters, metadata={"tags": ["parameters"]}),
         ]
         cells += [new_code_cell(source, metadata={"tags": list(tags)}) for source in code]
@@ -76,25 +74,20 @@ def faceadv_metadata(path):
 def test_run_keeps_a_copy_reuses_it_and_runs_again_when_something_changed(course, tmp_path):
     out = tmp_path / "o{u}t"  # papermill would take the braces for a parameter
     path = course("00_a", WORKING)
-    [first] = run.run(["00"], out=out, quiet=True)
+    [first] = run.run(["00"], out=out)
     assert (first.status, first.error, first.cell) == ("ran", "", None)
     assert first.path == out / "orl" / "00_a.ipynb"
-    assert printed(first.path) == "3 2147483647 0 notebooks\n"
+    assert printed(first.path) == f"3 {threads.ENVIRONMENT['GOMP_SPINCOUNT']} 0 notebooks\n"
     meta = faceadv_metadata(first.path)
     assert meta["status"] == "finished"
-    assert meta["record"]
     assert 20 < meta["peak_mib"] < 2000
     assert (out / "results" / "orl" / "00_a.json").exists()
 
-    [second] = run.run(["00_a"], out=out, quiet=True)
+    [second] = run.run(["00_a"], out=out)
     assert (second.status, second.seconds) == ("reused", first.seconds)
 
-    assert run._finished(first.path, meta["key"], out)
-    (out / "results" / "orl" / "00_a.json").unlink()
-    assert run._finished(first.path, meta["key"], out) is None
-
     course("00_a", WORKING, "print('changed')")
-    [third] = run.run("all", out=out, overrides={"steps": "4"}, quiet=True)
+    [third] = run.run("all", out=out, overrides={"steps": "4"})
     assert third.status == "ran"
     assert printed(third.path).startswith("4 ")
     assert printed(third.path).endswith("changed\n")
@@ -102,28 +95,138 @@ def test_run_keeps_a_copy_reuses_it_and_runs_again_when_something_changed(course
     assert printed(path) == ""
 
 
-def test_key_knows_sources_parameters_and_data(course, monkeypatch):
+def spoil_copy(copy, record):
+    copy.write_bytes(copy.read_bytes()[:-100])
+
+
+def empty_copy(copy, record):
+    copy.write_bytes(b"")
+
+
+def edit_copy(copy, record):
+    copy.write_text(copy.read_text().replace("3 ", "4 "))
+
+
+def cut_record(copy, record):
+    record.write_bytes(record.read_bytes()[:-3])
+
+
+def empty_record(copy, record):
+    record.write_bytes(b"")
+
+
+def lose_record(copy, record):
+    record.unlink()
+
+
+def cut_note(copy, record):
+    note = copy.with_name(".00_a.json")
+    note.write_bytes(note.read_bytes()[:-10])
+
+
+@pytest.mark.parametrize("spoil", [spoil_copy, empty_copy, edit_copy, cut_record, empty_record, lose_record, cut_note])
+def test_a_finished_copy_or_record_that_was_changed_is_not_reused(course, tmp_path, caplog, spoil):
+    course("00_a", "1")
+    copy, record = tmp_path / "orl" / "00_a.ipynb", tmp_path / "results" / "orl" / "00_a.json"
+    for path, text in ((copy, '{"cells": [], "text": "3 4"}' + " " * 200), (record, '{"numbers": []}')):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    files = {str(path.relative_to(tmp_path)): cache.sha256(path) for path in (copy, record)}
+    cache.write_json(run._note(copy), {"key": "k", "files": files, "seconds": 1.0, "peak_mib": 2})
+    assert run._finished(copy, "k", tmp_path)["seconds"] == 1.0
+    assert run._finished(copy, "another", tmp_path) is None
+    assert caplog.text == ""
+    spoil(copy, record)
+    assert run._finished(copy, "k", tmp_path) is None
+    assert "00_a" in caplog.text  # one line says so
+
+
+def test_a_copy_that_was_emptied_runs_again(course, tmp_path):
+    course("00_a", WORKING)
+    [first] = run.run("00", out=tmp_path)
+    assert [result.status for result in run.run("00", out=tmp_path)] == ["reused"]
+    first.path.write_text("")
+    [again] = run.run("00", out=tmp_path)
+    assert again.status == "ran"
+    assert printed(again.path) == f"3 {threads.ENVIRONMENT['GOMP_SPINCOUNT']} 0 notebooks\n"
+
+
+def test_key_knows_cells_and_parameters(course):
     path = course("00_a", "1")
-    key = run._key(path, {"steps": 1})
-    assert run._key(path, {"steps": 1}) == key
-    assert run._key(path, {"steps": 2}) != key
-    monkeypatch.setenv("FACEADV_DATA", "elsewhere")
-    assert run._key(path, {"steps": 1}) != key
-    monkeypatch.delenv("FACEADV_DATA")
-    monkeypatch.setattr(run, "_package", lambda: "another")
-    assert run._key(path, {"steps": 1}) != key
-    monkeypatch.undo()
+    key = run._key(path, {"steps": 1}, "here")
+    assert run._key(course("00_a", "1"), {"steps": 1}, "here") == key
+    assert run._key(path, {"steps": 2}, "here") != key
+    assert run._key(path, {"steps": 1}, "there") != key
+    assert run._key(course("00_a", "2"), {"steps": 1}, "here") != key
+    content = nbformat.read(course("00_a", "1"), as_version=4)
+    content.cells[0].source += " with another word"
+    nbformat.write(content, path)
+    assert run._key(path, {"steps": 1}, "here") != key
 
 
-def test_package_is_hashed_by_source_and_by_size_of_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "PACKAGE", tmp_path)
-    (tmp_path / "a.py").write_text("a = 1")
-    (tmp_path / "w.safetensors").write_text("12")
-    before = run._package()
-    (tmp_path / "w.safetensors").write_text("34")
-    assert run._package() == before
-    (tmp_path / "a.py").write_text("a = 2")
-    assert run._package() != before
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A small package and a small ORL in place of the real ones, and no LFW; returns their folder."""
+    (tmp_path / "package" / "models").mkdir(parents=True)
+    (tmp_path / "package" / "a.py").write_text("a = 1")
+    (tmp_path / "package" / "models" / "w.safetensors").write_bytes(bytes(1000))
+    (tmp_path / "orl" / "s1").mkdir(parents=True)
+    (tmp_path / "orl" / "s1" / "1.pgm").write_bytes(b"photo")
+    monkeypatch.setattr(run, "PACKAGE", tmp_path / "package")
+    monkeypatch.setattr(datasets, "orl_folder", lambda: tmp_path / "orl")
+    monkeypatch.setattr(weights, "fetched", dict)
+    monkeypatch.setenv("FACEADV_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("FACEADV_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def flip(path):
+    """Change one byte, and nothing else that a listing shows but the time."""
+    content, before = bytearray(path.read_bytes()), path.stat()
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+
+
+def test_surroundings_are_hashed_by_content(place, monkeypatch):
+    seen = [run._surroundings()]
+    assert run._surroundings() == seen[0]
+    (place / "package" / "__pycache__").mkdir()
+    (place / "package" / "__pycache__" / "a.pyc").write_text("a")
+    os.utime(place / "package" / "a.py", (1, 1))
+    assert run._surroundings() == seen[0]
+    for path in ("package/a.py", "package/models/w.safetensors", "orl/s1/1.pgm"):
+        flip(place / path)
+        seen.append(run._surroundings())
+    (place / "package" / "a.py").rename(place / "package" / "b.py")
+    seen.append(run._surroundings())
+    monkeypatch.setattr(weights, "fetched", lambda: {"facenet": "0" * 64})
+    seen.append(run._surroundings())
+    (place / "data" / "lfw" / "lfw-deepfunneled" / datasets.SOMEBODY).mkdir(parents=True)
+    (place / "data" / "lfw" / "lfw-deepfunneled" / datasets.SOMEBODY / "a_0001.jpg").write_bytes(b"photo")
+    seen.append(run._surroundings())
+    monkeypatch.setenv("FACEADV_DEVICE", "meta")
+    monkeypatch.setattr(run.precision, "has_bfloat16", lambda device: False)
+    seen.append(run._surroundings())
+    monkeypatch.setattr(run.precision, "has_bfloat16", lambda device: True)
+    seen.append(run._surroundings())
+    versions = dict.fromkeys(run.LIBRARIES, "1")
+    monkeypatch.setattr(run.importlib.metadata, "version", versions.get)
+    for library in run.LIBRARIES:
+        versions[library] = "2"
+        seen.append(run._surroundings())
+    assert len(set(seen)) == len(seen) == 16
+
+
+def test_libraries_that_make_numbers_are_in_the_key():
+    assert {"torch", "numpy", "diffusers", "torchmetrics", "torchvision"} <= set(run.LIBRARIES)
+
+
+def test_a_folder_that_cannot_be_written_is_told(course, tmp_path):
+    course("00_a", "1")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(run.Failed, match="cannot be written"):
+        run.run("00", out=tmp_path / "file")
 
 
 def test_failures_leave_copies_that_do_not_look_finished(course, tmp_path, capsys):
@@ -139,7 +242,7 @@ def test_failures_leave_copies_that_do_not_look_finished(course, tmp_path, capsy
         meta, cells = faceadv_metadata(path), json.loads(path.read_text())["cells"]
         assert meta["status"] == "failed"
         assert cells[-1]["metadata"]["papermill"]["status"] == "pending"
-        assert run._finished(path, meta["key"], tmp_path / "out") is None
+        assert not run._note(path).exists()
     index = (tmp_path / "out" / "index.html").read_text()
     assert "failed" in index
     assert "ZeroDivisionError" in index
@@ -161,53 +264,8 @@ def test_failures_leave_copies_that_do_not_look_finished(course, tmp_path, capsy
 def test_wrong_parameters_are_refused_before_anything_runs(course, tmp_path, overrides, told):
     course("00_a", "1")
     with pytest.raises(ValueError, match=told):
-        run.run("all", overrides=overrides, out=tmp_path / "out", quiet=True)
+        run.run("all", overrides=overrides, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_parameters_from_the_command_line_get_the_type_of_the_notebook(course):
-    path = course("00_a", "1")
-    texts = {"lr": "1e-3", "steps": "7", "eps": "[1, 1e-3]", "fast": "true", "profile": "112", "free": "[1]"}
-    values = profiles.parameters("orl", path, texts)
-    expected = {"lr": 0.001, "steps": 7, "eps": [1.0, 0.001], "fast": True, "profile": "112", "free": [1]}
-    assert values == expected
-    assert profiles.parameters("orl", path, {"lr": 1}) == {"profile": "orl", "steps": 3, "lr": 1.0}
-
-
-@pytest.mark.parametrize(
-    ("yaml", "told"),
-    [
-        ("00_a: {lr: 1e-3}", r"lr of 00_a must be a float, and YAML reads 1e-3 as text: write 1\.0e-3"),
-        ("00_a: {lr: 1e3}", r"write 1\.0e\+3"),
-        ("00_a: {steps: '3'}", "must be of type int, not str"),
-        ("00_a: {sed: 3}", r"did you mean seed\?"),
-        ("00_aa: {seed: 3}", r"nothing for 00_a \(did you mean 00_aa\?\)"),
-        ("00_a: 3", "must map notebooks to their parameters"),
-        ("00_a: [", "is not YAML"),
-    ],
-)
-def test_mistakes_in_a_profile_are_told(course, yaml, told):
-    path = course("00_a", "1")
-    (path.parent / "profiles" / "orl.yaml").write_text(yaml)
-    with pytest.raises(ValueError, match=told):
-        profiles.parameters("orl", path)
-
-
-def test_unknown_names_are_refused_with_the_nearest(course):
-    course("00_faces", "1")
-    with pytest.raises(ValueError, match=r'no notebook "00_face" \(did you mean 00_faces\?\)'):
-        run.select(["00_face"])
-    with pytest.raises(ValueError, match=r'no profile "olr" \(did you mean orl\?\)'):
-        profiles.load("olr")
-
-
-def test_one_cell_must_be_tagged_parameters(course):
-    path = course("00_a", "1", tags=["parameters"])
-    with pytest.raises(ValueError, match="2 cells tagged parameters"):
-        profiles.declared(path)
-    path.write_text("<html>")
-    with pytest.raises(ValueError, match=r"00_a\.ipynb is not a notebook"):
-        profiles.declared(path)
 
 
 def test_an_interrupted_run_leaves_no_kernel_and_is_continued(course, tmp_path):
@@ -217,11 +275,12 @@ def test_an_interrupted_run_leaves_no_kernel_and_is_continued(course, tmp_path):
            "m.touch(); time.sleep(0 if again else 60)", "print('done')")  # fmt: skip
     out = tmp_path / "out"
     code = (
-        "import signal, sys; from pathlib import Path; from faceadv import cli, profiles, run;"
+        "import signal, sys; from pathlib import Path; from faceadv import cli;"
+        "from faceadv.course import profiles, run;"
         # a shell that started the tests in the background had it ignored
         "signal.signal(signal.SIGINT, signal.default_int_handler);"
         f"profiles.NOTEBOOKS = Path({str(profiles.NOTEBOOKS)!r});"
-        "run._package = lambda: 'the package as it is';"
+        "run._surroundings = lambda: 'all as it is';"
         f"sys.exit(cli.main(['run', 'all', '--out', {str(out)!r}]))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
@@ -237,7 +296,7 @@ def test_an_interrupted_run_leaves_no_kernel_and_is_continued(course, tmp_path):
     assert kernels
     assert not [kernel for kernel in kernels if kernel.is_running()]
     assert faceadv_metadata(out / "orl" / "01_b.ipynb")["status"] == "interrupted"
-    again = run.run("all", out=out, quiet=True)
+    again = run.run("all", out=out)
     assert [result.status for result in again] == ["reused", "ran"]
     assert printed(again[1].path) == "done\n"
 
@@ -247,13 +306,15 @@ def test_update_writes_outputs_and_records_but_no_path_of_this_machine(course, t
     private = course("01_b", "import os; print('in', os.path.abspath(results_dir))")
     before = nbformat.read(source, as_version=4)
     with pytest.raises(ValueError, match=r"01_b\.ipynb was not updated: cell \[2\] prints .*out, a folder of this"):
-        run.update("all", out=tmp_path / "out", quiet=True)
+        run.update("all", out=tmp_path / "out")
     assert printed(source) == printed(private) == ""
 
-    [result] = run.update("00", out=tmp_path / "out", quiet=True)
+    [result] = run.update("00", out=tmp_path / "out")
     assert result.status == "reused"
     after = nbformat.read(source, as_version=4)
-    assert [cell.source for cell in after.cells] == [cell.source for cell in before.cells]
+    for name in ("source", "metadata", "id", "cell_type"):
+        assert [cell[name] for cell in after.cells] == [cell[name] for cell in before.cells]
+    assert (after.nbformat, after.nbformat_minor) == (before.nbformat, before.nbformat_minor)
     assert [cell.get("execution_count") for cell in after.cells] == [None, 1, 2, 3]
     assert after.cells[-1].outputs[0].data["text/plain"] == "42"
     assert after.cells[-1].outputs[0].execution_count == 3
@@ -267,75 +328,6 @@ def test_update_writes_outputs_and_records_but_no_path_of_this_machine(course, t
     nbformat.write(after, source)
     assert not notebook.is_current(source)
     assert not notebook.is_current(private)
-
-
-class Loads(HTMLParser):
-    """Everything a page would load."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        if tag in ("script", "link", "iframe", "object", "embed"):
-            self.found.append(tag)
-        self.found += [attributes[name] for name in ("src", "srcset", "data", "poster") if name in attributes]
-
-
-def test_pages_load_nothing_and_show_the_main_table_and_figure(tmp_path):
-    def shown(mime, data, tags=(), **output):
-        output = nbformat.v4.new_output("display_data", {mime: data, **output})
-        return new_code_cell("show()", outputs=[output], execution_count=1, metadata={"tags": list(tags)})
-
-    still = {"output_type": "display_data", "metadata": {}, "data": {"image/png": "U1RJTEw="}}
-    state = {
-        "box": {"state": {"children": ["IPY_MODEL_area"]}},
-        "area": {"state": {"outputs": [still]}},
-    }
-    cells = [
-        new_markdown_cell(INTRODUCTION),
-        shown("text/html", "<table><tr><td>first</td></tr></table>"),
-        shown("text/html", "<table><tr><td>main</td></tr></table>", ["main-table"]),
-        shown("image/png", "Rk9P"),
-        shown("image/png", "TUFJTg==", ["main-figure"]),
-        shown(page.WIDGET, {"model_id": "box", "version_major": 2, "version_minor": 0}, **{"text/plain": "i()"}),
-        shown("application/javascript", "fetch('https://example.org')"),
-    ]
-    notebook = new_notebook(cells=cells)
-    notebook.metadata["widgets"] = {page.STATE: {"state": state, "version_major": 2, "version_minor": 0}}
-    notebook.metadata["faceadv"] = {"status": "finished", "seconds": 12.3, "peak_mib": 456}
-    (tmp_path / "orl").mkdir()
-    nbformat.write(notebook, tmp_path / "orl" / "00_a.ipynb")
-    index, single = page.write_index(tmp_path, "orl"), tmp_path / "orl" / "00_a.html"
-    for path in (index, single):
-        text, parser = path.read_text(), Loads()
-        parser.feed(text)
-        assert [load for load in parser.found if not load.startswith("data:")] == []
-        assert not re.search(r"@import|url\((?!data:|['\"]?data:)|example\.org", text)
-        assert "prefers-color-scheme: dark" in text
-
-    text = index.read_text()
-    assert '<a href="orl/00_a.html">A title &amp; more</a>' in text
-    assert "<p>You will see <em>this</em>.</p>" in text
-    assert "finished · 12 s · 456 MiB" in text
-    assert "<td>main</td>" in text
-    assert "<td>first</td>" not in text
-    assert "TUFJTg==" in text
-    assert "Rk9P" not in text
-
-    text = single.read_text()
-    assert "U1RJTEw=" in text  # the widget as the figure it showed
-    assert 'href="01_b.html"' in text
-    assert text.count('<svg aria-label="') == 3  # inline, and two rows
-    assert r"<code>\begin{cases} 1 \end{cases}</code>" in text  # beyond Matplotlib: readable as TeX
-
-
-@pytest.mark.parametrize("profile", ["smoke", "orl", "lfw", "paper"])
-def test_every_profile_fits_every_notebook(profile):
-    for path in sorted(profiles.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
-        assert {"profile", "seed", "results_dir"} <= profiles.declared(path).keys()
-        assert profiles.parameters(profile, path).get("profile", profile) == profile
 
 
 def test_the_kernel_is_this_interpreter_whatever_is_installed(tmp_path):
@@ -356,7 +348,7 @@ def test_several_values_make_one_run_each_and_one_table(course, tmp_path, capsys
     course("00_a", RECORDING)
     out = tmp_path / "out"
     given = {"steps": "2, 8,3", "eps": "[1.0, 4.0]", "lr": [0.1, 0.2]}
-    table, results = run.sweep("00", "orl", given, out, quiet=True)
+    table, results = run.sweep("00", "orl", given, out)
     assert [result.status for result in results] == ["ran"] * 6
     assert list(table["steps"]) == ["2", "2", "8", "8", "3", "3"]
     assert list(table["lr"]) == [0.1, 0.2] * 3
@@ -369,7 +361,7 @@ def test_several_values_make_one_run_each_and_one_table(course, tmp_path, capsys
     assert axis.lines[0].get_xdata().tolist() == [2, 3, 8]
     assert axis.get_ylabel() == "steps"
     # what ran already is not run again, and a mistake is found before anything runs
-    _, again = run.sweep("00", "orl", given, out, quiet=True)
+    _, again = run.sweep("00", "orl", given, out)
     assert [result.status for result in again] == ["reused"] * 6
     with pytest.raises(ValueError, match="did you mean steps"):
         run.sweep("00", "orl", {"setps": "1,2"}, tmp_path / "other")
@@ -385,10 +377,18 @@ def test_several_values_make_one_run_each_and_one_table(course, tmp_path, capsys
     assert "for several values" in capsys.readouterr().err
 
 
+def test_a_sweep_of_which_every_run_fails_has_an_empty_table(course, tmp_path):
+    course("00_a", "1 / 0")
+    table, results = run.sweep("00", "orl", {"steps": "1,2"}, tmp_path)
+    assert [result.status for result in results] == ["failed"] * 2
+    assert table.empty
+    assert "ZeroDivisionError" in run.summary(results)
+
+
 def test_a_sweep_on_a_cluster_gives_the_same_table(tmp_path):
     given = {"steps": "1,2", "pairs_per_kind": 3, "eps_grid_255": [8.0]}
-    alone, _ = run.sweep("01", "smoke", given, tmp_path / "alone", quiet=True)
-    spread, results = run.sweep("01", "smoke", given, tmp_path / "spread", "local", workers=1, quiet=True)
+    alone, _ = run.sweep("01", "smoke", given, tmp_path / "alone")
+    spread, results = run.sweep("01", "smoke", given, tmp_path / "spread", "local", workers=1)
     assert [result.status for result in results] == ["ran"] * 2
     assert list(alone["name"]) == list(spread["name"])
     assert (alone["value"] - spread["value"]).abs().median() < 0.01  # another number of threads flips a few signs

@@ -5,18 +5,28 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from faceadv.store.paths import PROJECT
 
 
-def test_the_site_builds_and_every_notebook_can_be_opened_elsewhere(tmp_path):
-    built = subprocess.run(
-        [sys.executable, str(PROJECT / "docs" / "build.py"), str(tmp_path)],
+def build(place):
+    return subprocess.run(
+        [sys.executable, str(PROJECT / "docs" / "build.py"), str(place)],
         env=os.environ | {"FACEADV_REPOSITORY": "https://github.com/somebody/faceadv"},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def test_the_site_builds_and_every_notebook_can_be_opened_elsewhere(tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / ".made-by-docs-build").touch()
+    (tmp_path / "site" / "old.html").write_text("of an earlier build")
+    built = build(tmp_path)
     assert built.returncode == 0, built.stdout[-2000:] + built.stderr[-2000:]
+    assert not (tmp_path / "site" / "old.html").exists()
     site = tmp_path / "site"
     for path in sorted((PROJECT / "notebooks").glob("*.ipynb")):
         page = (site / "notebooks" / f"{path.stem}.html").read_text()
@@ -26,3 +36,17 @@ def test_the_site_builds_and_every_notebook_can_be_opened_elsewhere(tmp_path):
     for path in site.rglob("*.html"):  # nothing is loaded from the network
         assert not re.findall(r"<(?:script|img|link)[^>]+(?:src|href)=.https?://[^>]+>", path.read_text()), path.name
     assert "RECORDS = [{" in (site / "_static" / "records.js").read_text()
+    rooms = (site / "api" / "index.html").read_text()
+    for name in ("attacks", "networks.dlib", "store.cache", "training.loop"):
+        assert f'href="{name}.html"' in rooms
+        assert f'id="module-faceadv.{name}"' in (site / "api" / f"{name}.html").read_text()
+
+
+@pytest.mark.parametrize("folder", ["site", "site-source"])
+def test_nobody_elses_folder_is_deleted(tmp_path, folder):
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "mine.html").write_text("years of work")
+    built = build(tmp_path)
+    assert built.returncode == 1
+    assert built.stderr.strip().splitlines()[-1].startswith(f"{tmp_path / folder} was not made by docs/build.py")
+    assert (tmp_path / folder / "mine.html").read_text() == "years of work"

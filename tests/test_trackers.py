@@ -75,3 +75,17 @@ def test_users_who_cloak_at_once(ten):
     )
     assert success.tolist() == [1, 1]
     assert normal.tolist() == [1, 1]
+
+
+def test_a_user_without_a_test_photo_is_an_error(ten):
+    embeddings, labels, train = ten
+    with pytest.raises(ValueError, match="Person 2 has no test photo"):
+        trackers.judge(
+            trackers.nearest_neighbour, embeddings, embeddings, embeddings, labels, train | (labels == 2), [2]
+        )
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.5, 70, float("nan")])
+def test_impossible_shares_are_refused(share):
+    with pytest.raises(ValueError, match="share must lie between 0 and 1"):
+        trackers.split(torch.zeros(10, dtype=torch.long), share=share)

@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from test_fetch import PAGE, cut_short, left, serve
+from test_datasets import PAGE, cut_short, left, serve
 from torch import nn
 
-from faceadv import classifiers
+from faceadv import classifiers, errors
 from faceadv.networks import vgg_face
 from faceadv.store import weights
 
@@ -66,18 +66,6 @@ def reference(layers, images):
     return layers(images * 255 - torch.tensor(MEAN).reshape(3, 1, 1))
 
 
-def test_shapes_of_the_published_file():
-    shapes = vgg_face.SHAPES
-    assert len(shapes) == 32
-    assert shapes["conv1_1.weight"] == (64, 3, 3, 3)
-    assert shapes["conv3_3.weight"] == (256, 256, 3, 3)
-    assert shapes["conv5_3.bias"] == (512,)
-    assert shapes["fc6.weight"] == (4096, 25088)
-    assert shapes["fc7.weight"] == (4096, 4096)
-    assert shapes["fc8.weight"] == (2622, 4096)
-    assert sum(torch.Size(shape).numel() for shape in shapes.values()) == 145_002_878  # 580 MB of float32
-
-
 def test_same_as_a_plain_vgg(network, path, orl):
     layers, _ = network
     model = vgg_face.VGGFace(path)
@@ -94,7 +82,8 @@ def test_same_as_a_plain_vgg(network, path, orl):
 def test_frozen_and_differentiable_in_the_images(path, orl):
     model = vgg_face.VGGFace(path)
     before = copy.deepcopy(model.state_dict())
-    assert not list(model.parameters())
+    assert not any(p.requires_grad for p in model.parameters())
+    assert not model.training
     x = orl.images[:2].clone().requires_grad_(True)
     model(x).square().sum().backward()
     assert (x.grad.flatten(1).norm(dim=1) > 0).all()
@@ -157,7 +146,7 @@ def test_a_file_that_changed_since_its_first_use_is_refused(network, path):
 
 
 def test_fetched_once_and_found(network, path, cache, server, monkeypatch, orl):
-    monkeypatch.setattr(vgg_face, "SHAPES", {key: tuple(value.shape) for key, value in network[1].items()})
+    monkeypatch.setitem(weights.DOWNLOADS["vgg-face"], "layout", weights.layout(network[1]))
     server.answers[FILE] = path.read_bytes()
     found = weights.fetch("vgg-face", release=server.url)
     assert found == cache / FILE == weights.find("vgg-face") == weights.fetch("vgg-face", release=server.url)
@@ -177,7 +166,7 @@ def test_fetched_once_and_found(network, path, cache, server, monkeypatch, orl):
     ],
 )
 def test_a_bad_download_leaves_nothing(answer, said, network, path, cache, server, monkeypatch):
-    monkeypatch.setattr(vgg_face, "SHAPES", {key: tuple(value.shape) for key, value in network[1].items()})
+    monkeypatch.setitem(weights.DOWNLOADS["vgg-face"], "layout", weights.layout(network[1]))
     server.answers[FILE] = answer(path.read_bytes())
     with pytest.raises(RuntimeError, match=said):
         weights.fetch("vgg-face", release=server.url)
@@ -189,3 +178,17 @@ def test_another_network_is_not_kept(path, cache, server):
     with pytest.raises(RuntimeError, match="does not hold the weights of VGG-Face and was not kept"):
         weights.fetch("vgg-face", release=server.url)
     assert left(cache) == []
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(3, 8, 8), torch.zeros(1, 3, 8, 8).byte(), torch.full((1, 3, 8, 8), 2.0)])
+def test_other_images_are_refused(path, bad):
+    with pytest.raises(errors.Invalid, match="images must"):
+        vgg_face.VGGFace(path)(bad)
+
+
+def test_loading_draws_no_random_numbers_and_needs_no_second_copy_of_the_weights(path):
+    before = torch.get_rng_state()
+    model = vgg_face.VGGFace(path)
+    assert torch.equal(before, torch.get_rng_state())
+    assert model.state_dict().keys().isdisjoint({"fc8.weight", "fc8.bias"})
+    assert not any(p.is_meta for p in model.parameters())

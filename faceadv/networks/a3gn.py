@@ -11,7 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from faceadv.store import weights
+from faceadv.errors import Invalid
+from faceadv.networks.common import checked, shipped
+
+__all__ = ["A3GN", "BOUND", "CODE", "CVAE", "Attention", "Discriminator", "load"]
 
 CODE = 64  # numbers of the target's latent code
 # No pixel moves farther than this. Without a bound the generator paints faces away before it learns whose face to make.
@@ -21,18 +24,18 @@ BOUND = 0.1
 class Attention(nn.Module):
     """Self-attention over all places of (N, C, H, W), added with a weight that starts at 0 (SAGAN, equation 3)."""
 
-    def __init__(self, channels):
+    def __init__(self, channels: int):
         super().__init__()
         self.query = nn.Conv2d(channels, channels // 8, 1)
         self.key = nn.Conv2d(channels, channels // 8, 1)
         self.value = nn.Conv2d(channels, channels, 1)
         self.gamma = nn.Parameter(torch.zeros(()))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         attended = self.maps(x) @ self.value(x).flatten(2).transpose(1, 2)
         return x + self.gamma * attended.transpose(1, 2).reshape(x.shape)
 
-    def maps(self, x):
+    def maps(self, x: torch.Tensor) -> torch.Tensor:
         """Where each place looks: (N, H W, H W), rows sum to 1."""
         query, key = self.query(x).flatten(2), self.key(x).flatten(2)
         return (query.transpose(1, 2) @ key / query.shape[1] ** 0.5).softmax(-1)
@@ -44,11 +47,11 @@ class CVAE(nn.Module):
     It sees the target through the recogniser's eyes: its input is the embedding (N, D), standardised.
     """
 
-    def __init__(self, dimension, code=CODE):
+    def __init__(self, dimension: int, code: int = CODE):
         super().__init__()
         self.body = nn.Sequential(nn.Linear(dimension, 256), nn.SiLU(), nn.Linear(256, 2 * code))
 
-    def forward(self, embeddings):
+    def forward(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.body(embeddings).chunk(2, 1)
 
 
@@ -56,13 +59,14 @@ class A3GN(nn.Module):
     """The generator: encoder, the target's code, residual blocks with attention, decoder.
 
     ``network(images, embeddings)``: images (N, 3, H, W) in [0, 1], H and W multiples of 4, and embeddings (N, D) of
-    the targets by the recogniser under attack; the attacked images, (N, 3, H, W) in [0, 1]. The decoder gives a
-    correction to the image within ``BOUND``, 0 before training. Without ``cvae`` the embedding takes the code's place,
-    without ``attention`` the two attention layers are left out. Embeddings are standardised by the buffers ``mean`` and
-    ``spread``, for what all faces share is most of an embedding.
+    the targets by the recogniser under attack; the attacked images, (N, 3, H, W) in [0, 1]. Raises ``Invalid`` for
+    other inputs. The decoder gives a correction to the image within ``BOUND``, 0 before training. Without ``cvae`` the
+    embedding takes the code's place, without ``attention`` the two attention layers are left out. Embeddings are
+    standardised by the buffers ``mean`` and ``spread``, because most of an embedding is what all faces share.
     """
 
-    def __init__(self, dimension=128, width=32, blocks=4, cvae=True, attention=True):
+    def __init__(self, dimension: int = 128, width: int = 32, blocks: int = 4, cvae: bool = True,
+                 attention: bool = True):  # fmt: skip
         super().__init__()
         wide = 4 * width
         self.head = nn.Sequential(nn.PixelUnshuffle(2), *_convolution(12, 2 * width, 3))
@@ -83,8 +87,13 @@ class A3GN(nn.Module):
         self.register_buffer("spread", torch.ones(dimension))
         self.to(memory_format=torch.channels_last)
 
-    def code(self, embeddings, draw=None):
-        """``(z, mean, log variance)``: the mean itself, or a sample with the generator ``draw``; (N, CODE) each."""
+    def code(self, embeddings: torch.Tensor, draw: torch.Generator | None = None) -> tuple[torch.Tensor | None, ...]:
+        """``(z, mean, log variance)``: z is the mean itself, or a sample with the generator ``draw``; (N, CODE) each.
+
+        Without a CVAE z is the standardised embedding, (N, D), and the others are None.
+        """
+        if embeddings.ndim != 2 or embeddings.shape[1] != len(self.mean) or not embeddings.isfinite().all():
+            raise Invalid(f"embeddings must be finite numbers of shape (N, {len(self.mean)}), one row per target.")
         standard = (embeddings - self.mean) / self.spread
         if self.cvae is None:
             return standard, None, None
@@ -94,11 +103,14 @@ class A3GN(nn.Module):
         noise = torch.randn(mean.shape, generator=draw).to(mean)
         return mean + (log_variance / 2).exp() * noise, mean, log_variance
 
-    def forward(self, images, embeddings):
+    def forward(self, images: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
         return self.generate(images, self.code(embeddings)[0])
 
-    def generate(self, images, z):
-        """The attacked images for a code z."""
+    def generate(self, images: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """The attacked images for a code z (N, …) as ``code`` gives it."""
+        images = checked(images, 4)
+        if len(images) != len(z):
+            raise Invalid(f"Each image needs one embedding of its target, and for {len(images)} there are {len(z)}.")
         first = self.head((images * 2 - 1).contiguous(memory_format=torch.channels_last))
         x = self.down(first)
         plan = self.plan(z).view(len(z), -1, 7, 7)  # where on the face the target wants what
@@ -129,13 +141,13 @@ class _Residual(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """PatchGAN with spectral norm: images (N, inputs, H, W) in [0, 1] to a map of scores, one a patch.
+    """PatchGAN with spectral norm: images (N, inputs, H, W) in [0, 1] to a map of scores, one per patch.
 
-    inputs 3 is the normal discriminator (a photo or made), 6 the instance discriminator (this image beside the target:
-    another photo of the target, or not).
+    inputs: 3 for the normal discriminator (is this a photo, or was it made?), 6 for the instance discriminator, which
+    sees an image beside the target (is this another photo of the target, or not?).
     """
 
-    def __init__(self, inputs=3, width=32):
+    def __init__(self, inputs: int = 3, width: int = 32):
         super().__init__()
         sizes = [(4 * inputs, width), (width, 2 * width), (2 * width, 4 * width)]
         layers = [nn.PixelUnshuffle(2)]
@@ -144,22 +156,16 @@ class Discriminator(nn.Module):
         self.body = nn.Sequential(*layers, spectral_norm(nn.Conv2d(4 * width, 1, 3, padding=1)))
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.body((images * 2 - 1).contiguous(memory_format=torch.channels_last)).float()
 
 
-def load():
-    """The shipped generator, frozen. Errors as ``weights.load_safetensors``."""
-    state = {key: value.float() for key, value in weights.load_safetensors("a3gn").items()}
-    network = A3GN()
-    network.load_state_dict(state)
-    return network.eval().requires_grad_(False)
+def load() -> A3GN:
+    """The shipped generator, frozen. Errors as ``common.shipped``."""
+    # older files do not have their sizes, which were as these
+    return shipped("a3gn", lambda s: A3GN(len(s["mean"]), int(s.pop("width", 32)), int(s.pop("blocks", 4))))
 
 
 def _convolution(inputs, outputs, kernel, stride=1):
-    padding = (kernel - 1) // 2
-    return (
-        nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, bias=False),
-        nn.InstanceNorm2d(outputs, affine=True),
-        nn.ReLU(inplace=True),
-    )
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, (kernel - 1) // 2, bias=False)
+    return conv, nn.InstanceNorm2d(outputs, affine=True), nn.ReLU(inplace=True)

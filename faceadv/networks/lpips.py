@@ -5,19 +5,24 @@ weights of the judgement come with torchmetrics, AlexNet's own are fetched: `fac
 """
 
 import functools
+from collections.abc import Callable
 
+import torch
 from torchmetrics.functional.image.lpips import _LPIPS
 
+from faceadv.networks.common import checked
 from faceadv.store import weights
 
+__all__ = ["load"]
 
-def load(device="cpu"):
+
+def load(device: torch.device | str = "cpu") -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """A function of two batches of images (N, 3, H, W) in [0, 1] to distances (N,), differentiable, 0 for equal ones.
 
-    Raises ``FileNotFoundError`` if AlexNet's weights are not here, ``ValueError`` if they are not those published.
+    Raises ``Missing`` if AlexNet's weights are not here, ``Invalid`` for other weights and, when called, other images.
     """
     network = _network(weights.find("alexnet"), device)
-    return lambda a, b: network(a, b, normalize=True).flatten()
+    return lambda a, b: network(checked(a), checked(b), normalize=True).flatten()
 
 
 @functools.lru_cache(maxsize=1)  # the file has 244 MB, and every cloak asks for it

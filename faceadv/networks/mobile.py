@@ -4,9 +4,12 @@ Like MobileFaceNet (Chen et al. 2018) it ends in a global depthwise convolution 
 its blocks are plain residual ones, which a CPU runs faster than depthwise bottlenecks of the same accuracy.
 """
 
+import torch
 from torch import nn
 
-from faceadv.store import weights
+from faceadv.networks.common import shipped
+
+__all__ = ["DIMENSION", "Block", "MobileNet", "load"]
 
 DIMENSION = 128
 STAGES = [(48, 1), (96, 2), (160, 2)]  # (channels, blocks); each stage halves the image
@@ -19,18 +22,18 @@ def _conv(inputs, out, kernel, stride=1):
 class Block(nn.Module):
     """Two 3x3 convolutions and a skip connection."""
 
-    def __init__(self, inputs, out, stride):
+    def __init__(self, inputs: int, out: int, stride: int):
         super().__init__()
         self.body = nn.Sequential(*_conv(inputs, out, 3, stride), nn.PReLU(out), *_conv(out, out, 3))
         self.skip = nn.Sequential(*_conv(inputs, out, 1, stride)) if stride > 1 or inputs != out else nn.Identity()
         self.out = nn.PReLU(out)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.out(self.body(x) + self.skip(x))
 
 
 class MobileNet(nn.Module):
-    """(N, 3, 112, 112) in [0, 1] to (N, 128), not normalised to unit length."""
+    """(N, 3, 112, 112) in [0, 1], which ``Recogniser.embed`` checks, to (N, 128), not normalised to unit length."""
 
     def __init__(self):
         super().__init__()
@@ -43,15 +46,17 @@ class MobileNet(nn.Module):
         layers += [nn.Conv2d(width, width, 7, groups=width, bias=False), nn.BatchNorm2d(width), nn.Flatten()]
         self.layers = nn.Sequential(*layers, nn.Linear(width, DIMENSION))
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.layers(images * 2 - 1)
 
 
-def load():
-    """The shipped network and its threshold on the distance of unit embeddings, which the people held out of
-    training chose: ``(network, threshold)``. Errors as in ``weights.load_safetensors``."""
-    state = {key: value.float() for key, value in weights.load_safetensors("mobile").items()}
-    threshold = state.pop("threshold").item()
-    network = MobileNet()
-    network.load_state_dict(state, strict=False)  # batch norm's step counters are not kept
-    return network.eval(), threshold
+def load() -> tuple[MobileNet, float]:
+    """The shipped network and its threshold on the distance of unit embeddings, which the people held out of training
+    chose: ``(network, threshold)``. Errors as ``common.shipped``."""
+    thresholds = []
+
+    def build(state):
+        thresholds.append(state.pop("threshold").item())
+        return MobileNet()
+
+    return shipped("mobile", build), *thresholds

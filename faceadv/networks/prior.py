@@ -1,14 +1,22 @@
-"""The face diffusion prior: a UNet of diffusers that predicts noise."""
+"""The face diffusion prior: a UNet of diffusers that predicts noise, or what the noise follows from."""
 
+from collections.abc import Sequence
+
+import torch
 from diffusers import DDPMPipeline, UNet2DModel
 from diffusers.utils import logging
 
-from faceadv.errors import Missing
+from faceadv.errors import Invalid, Missing
 from faceadv.store import weights
 
+__all__ = ["build", "load", "prediction", "side"]
 
-def build(side, widths):
-    """A UNet of diffusers for RGB images of ``side``, one block a level, attention on the lowest one."""
+# what a UNet may predict: the noise e, the image x0, or v = sqrt(a) e - sqrt(1 - a) x0 (Salimans and Ho 2022)
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
+
+
+def build(side: int, widths: Sequence[int]) -> UNet2DModel:
+    """A UNet of diffusers for RGB images of ``side``, one block per level, attention on the lowest one."""
     plain = len(widths) - 1
     return UNet2DModel(
         sample_size=side,
@@ -21,20 +29,46 @@ def build(side, widths):
     )
 
 
-def load(name="shipped"):
+def side(unet) -> int:
+    """The side S of the square images (N, 3, S, S) of a UNet. Raises ``Invalid`` if they are not square."""
+    size = unet.config.sample_size
+    sides = set(size) if isinstance(size, (list, tuple)) else {size}
+    if len(sides) != 1 or None in sides:
+        raise Invalid(f"The prior must be for square images, and its sample size is {size}.")
+    return sides.pop()
+
+
+def prediction(schedule) -> str:
+    """What a UNet with this scheduler of diffusers predicts, one of ``PREDICTIONS``. ``Invalid`` for anything else."""
+    kind = getattr(getattr(schedule, "config", None), "prediction_type", "epsilon")
+    if kind not in PREDICTIONS:
+        raise Invalid(f'The prior must predict one of {", ".join(PREDICTIONS)}, and it predicts "{kind}".')
+    return kind
+
+
+def load(name: str = "shipped") -> tuple[UNet2DModel, object]:
     """A diffusion prior: ``(unet, schedule)`` of "shipped", a folder, or a name on the Hugging Face hub.
 
-    Anything that diffusers' ``DDPMPipeline.from_pretrained`` loads, frozen, in float32. Raises ``FileNotFoundError``
-    if there is none.
+    Any model of square RGB images without classes that diffusers' ``DDPMPipeline.from_pretrained`` loads, frozen, in
+    float32. Raises ``Missing`` if there is none, ``Invalid`` for a model of another kind.
     """
     if name == "shipped":
         name = weights.checked("prior")
     logging.disable_progress_bar()  # it would show for a blink, in the notebooks too
     try:
-        # the last option asks for accelerate, which is not here
-        pipeline = DDPMPipeline.from_pretrained(name, use_safetensors=True, low_cpu_mem_usage=False)
+        with torch.random.fork_rng(devices=[]):  # as in ``common.shipped``
+            # the last option asks for accelerate, which is not here
+            pipeline = DDPMPipeline.from_pretrained(name, use_safetensors=True, low_cpu_mem_usage=False)
     except (OSError, ValueError) as e:
-        raise Missing(
-            f'"{name}" is no diffusion model here: give a folder that diffusers wrote, or a name on its hub.'
-        ) from e
-    return pipeline.unet.float().eval().requires_grad_(False), pipeline.scheduler
+        said = f'"{name}" is no diffusion model here: give a folder that diffusers wrote, or a name on its hub.'
+        raise Missing(said) from e
+    unet, schedule = pipeline.unet, pipeline.scheduler
+    config, sums = unet.config, getattr(schedule, "alphas_cumprod", None)
+    of_classes = config.get("class_embed_type") or config.get("num_class_embeds")
+    if not isinstance(unet, UNet2DModel) or config.in_channels != 3 or config.out_channels not in (3, 6) or of_classes:
+        raise Invalid(f'"{name}" is not a model of RGB images without classes.')
+    if sums is None or not (sums > 0).all():
+        raise Invalid(f'"{name}" has no schedule that keeps something of the image at every time.')
+    prediction(schedule)
+    unet.register_to_config(sample_size=side(unet))  # one number, also where the file has two
+    return unet.float().eval().requires_grad_(False), schedule

@@ -7,17 +7,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from faceadv.store import weights
+from faceadv.networks.common import checked, shipped
+
+__all__ = ["PuFace", "load"]
 
 
 class PuFace(nn.Module):
-    """A residual U-Net: (N, 3, H, W) in [0, 1] to the same; H and W must be multiples of 8.
+    """A residual U-Net: (N, 3, H, W) in [0, 1] to the same; H and W must be multiples of 8. ``Invalid`` for others.
 
     The image is folded to half its side and four times its channels; then widths[0] channels at half the side,
     widths[1] at a quarter, widths[2] at an eighth, and back. The result is a correction, 0 before training.
     """
 
-    def __init__(self, widths=(48, 96, 192)):
+    def __init__(self, widths: tuple[int, int, int] = (48, 96, 192)):
         super().__init__()
         a, b, c = widths
         self.fold, self.unfold = nn.PixelUnshuffle(2), nn.PixelShuffle(2)
@@ -28,7 +30,8 @@ class PuFace(nn.Module):
         nn.init.zeros_(self.tail.bias)
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        images = checked(images, 8)
         x = self.fold(images.contiguous(memory_format=torch.channels_last) * 2 - 1)
         first = self.down[0](x)
         second = self.down[1](F.avg_pool2d(first, 2))
@@ -39,19 +42,13 @@ class PuFace(nn.Module):
 
 
 def _pair(inputs, outputs):
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, padding=1),
-        nn.GroupNorm(8, outputs),
-        nn.SiLU(),
-        nn.Conv2d(outputs, outputs, 3, padding=1),
-        nn.GroupNorm(8, outputs),
-        nn.SiLU(),
-    )
+    def one(channels):
+        return nn.Conv2d(channels, outputs, 3, padding=1), nn.GroupNorm(8, outputs), nn.SiLU()
+
+    return nn.Sequential(*one(inputs), *one(outputs))
 
 
-def load():
-    """The shipped PuFace, frozen. Errors as ``weights.load_safetensors``."""
-    state = {key: value.float() for key, value in weights.load_safetensors("puface").items()}
-    network = PuFace(tuple(state[f"down.{i}.0.weight"].shape[0] for i in range(3)))
-    network.load_state_dict(state)
-    return network.eval().requires_grad_(False)
+def load() -> PuFace:
+    """The shipped PuFace, frozen. Errors as ``common.shipped``."""
+    # older files do not have their widths, which were as these
+    return shipped("puface", lambda state: PuFace(state.pop("widths", torch.tensor([48, 96, 192])).tolist()))

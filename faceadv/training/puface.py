@@ -1,38 +1,51 @@
-"""Train PuFace on LFW's training people: `faceadv train puface`."""
+"""The recipe of PuFace: `faceadv train puface`."""
 
 import functools
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from faceadv import cloaks, faces, pairs, recognisers
+from faceadv import cloaks, recognisers
 from faceadv.networks.puface import PuFace
 from faceadv.precision import autocast
+from faceadv.recognisers import Recogniser
 from faceadv.store import weights
-from faceadv.store.paths import cache_root
 from faceadv.training import loop
 
-SETTINGS = {
-    "smoke": {"photos": 8, "cloak_steps": 2, "steps": 6, "batch": 4},
-    "lfw": {"photos": 960, "cloak_steps": 40, "steps": 2400, "batch": 16},
-}
-SETTINGS["orl"] = SETTINGS["smoke"]
-SETTINGS["paper"] = {"photos": 9525, "cloak_steps": None, "steps": 100_000, "batch": 32}
-BETA = 1.0  # weight of the feature loss; at 0.1 the identity was not left in 600 steps, for it is good in L1
-KAPPA = (1.0, 2.0)  # a cloak is amplified by a factor drawn from here; at 4 LowKey leaves no face
+__all__ = ["SETTINGS", "amplify", "cloaked_photos", "photos", "terms", "train", "write"]
+
+# Weight of the feature loss. With 0.1 the network still returned its input after 600 steps, because returning the
+# input already makes the image loss small.
+BETA = 1.0
+KAPPA = (1.0, 2.0)  # a cloak is amplified by a factor drawn from here; a LowKey cloak times 4 leaves no face
+SETTINGS = {"lfw": {"widths": (48, 96, 192), "steps": 2400, "batch": 16, "lr": 1e-3, "beta": BETA, "kappa": KAPPA}}
+SETTINGS["lfw"] |= {"photos": 960, "cloak_steps": 40}
+SETTINGS["smoke"] = SETTINGS["orl"] = SETTINGS["lfw"] | {"photos": 8, "cloak_steps": 2, "steps": 6, "batch": 4}
+SETTINGS["paper"] = SETTINGS["lfw"] | {"photos": 9525, "cloak_steps": None, "steps": 100_000, "batch": 32}
 NATURAL = 0.5  # share of photos without a cloak
 MODES = ("low", "mid", "high")
 
 
-def amplify(images, cloaked, factor):
-    """clip(x + factor (x_c - x)): a cloak, or none at factor 0, made stronger; factor a number or (N,)."""
+def amplify(images: torch.Tensor, cloaked: torch.Tensor, factor: float | torch.Tensor) -> torch.Tensor:
+    """clip(x + factor (x_c - x)): cloaks made stronger, or none at factor 0.
+
+    Parameters
+    ----------
+    images, cloaked: the photos x and their cloaked versions x_c, (N, 3, H, W) in [0, 1]
+    factor: a number, or (N,) with one for each photo
+    """
     factor = torch.as_tensor(factor, dtype=images.dtype, device=images.device).reshape(-1, 1, 1, 1)
     return (images + factor * (cloaked - images)).clamp(0, 1)
 
 
-def terms(purified, natural, extractors):
-    """The image loss |P - x|_1 (mean) and the feature loss 1 - cos(F(P), F(x)), mean over extractors, as a dict."""
+def terms(purified: torch.Tensor, natural: torch.Tensor, extractors: Sequence[Recogniser]) -> dict[str, torch.Tensor]:
+    """The losses "image", mean |P - x|, and "feature", 1 - cos(F(P), F(x)) as a mean over the extractors F; scalars.
+
+    purified, natural: P and x, (N, 3, H, W) in [0, 1].
+    """
     feature = 0.0
     for extractor in extractors:
         with torch.no_grad():
@@ -41,46 +54,59 @@ def terms(purified, natural, extractors):
     return {"image": (purified - natural).abs().mean(), "feature": feature / len(extractors)}
 
 
-def cloaked_photos(images, extractors, steps, part=48):
-    """Cloaks of images (N, 3, H, W), as float32: LowKey and Fawkes in turn, Fawkes with mode and extractor in turn.
+def cloaked_photos(images: torch.Tensor, extractors: Sequence[Recogniser], steps: int | None, part: int = 48):
+    """Cloaks of images (N, 3, H, W), float32: LowKey and Fawkes in turn, Fawkes with mode and extractor in turn.
 
-    Cached part by part, so that a killed run goes on. Each part has another seed, far from those of the notebooks: a
-    purifier could otherwise learn the noise that the cloaks start from.
+    They are cached in parts of ``part`` photos, so that a killed run goes on. Each part has another seed, far from
+    those of the notebooks: otherwise a purifier could learn the noise that the cloaks start from. steps None takes the
+    number that was published.
     """
     parts = []
     for number, piece in enumerate(images.split(part)):
-        options, seed = {} if steps is None else {"steps": steps}, 10_000 + number
+        options = {"seed": 10_000 + number} | ({} if steps is None else {"steps": steps})
         if number % 2:
-            make, used = functools.partial(cloaks.lowkey, extractors=extractors, seed=seed, **options), extractors
-            label = f"lowkey {cloaks.perceptual()[0]} {steps} {seed}"
+            cloak, used, label = cloaks.lowkey, extractors, cloaks.perceptual()[0]
         else:
-            mode, used = MODES[number // 2 % len(MODES)], [extractors[number // 2 // len(MODES) % len(extractors)]]
-            make = functools.partial(cloaks.fawkes, extractors=used, mode=mode, seed=seed, **options)
-            label = f"fawkes {mode} {steps} {seed}"
-        parts.append(cloaks.cached(label, make, piece, used))
+            cloak, used, label = cloaks.fawkes, [extractors[number // 2 // len(MODES) % len(extractors)]], ""
+            options["mode"] = MODES[number // 2 % len(MODES)]
+        make = functools.partial(cloak, extractors=used, **options)
+        parts.append(cloaks.cached(f"{cloak.__name__} {label} {options}", make, piece, used))
     return torch.cat(parts)
 
 
-def train(natural, cloaked, extractors, *, steps, batch, beta=BETA, kappa=KAPPA, out=None, resume=False, seed=0,
-          device="cpu", every=100, lr=1e-3):  # fmt: skip
-    """Train PuFace on pairs of photos; returns ``(network, log)`` as ``train_resgn.train`` does.
+def photos(profile: str = "lfw", root: loop.Place = None, seed: int = 0, device="cpu"):
+    """What a profile trains on: ``(natural, cloaked, extractors)``, the first arguments of ``train``.
 
-    natural, cloaked (N, 3, 112, 112) uint8 arrays; extractors: recognisers of the feature loss; beta 0 leaves that loss
-    out, None the image loss; kappa: the range of amplification, (1, 1) for none.
+    profile is a key of ``SETTINGS``, root the folder with data sets; seed draws the photos, device makes the cloaks.
     """
+    people, settings = loop.students(root), SETTINGS[profile]
+    order = torch.randperm(len(people), generator=torch.Generator().manual_seed(seed))[: settings["photos"]]
+    data = people[order.sort().values.numpy()]
+    extractors = [recognisers.load(name, device) for name in ("dlib", "mobile")]
+    cloaked = cloaked_photos(data.images.to(device), extractors, settings["cloak_steps"])
+    return np.asarray(data.chips), (cloaked * 255).round().byte().cpu().numpy(), extractors
+
+
+def train(natural, cloaked, extractors, settings: dict, *, out: loop.Place = None, resume=False, seed=0, device="cpu"):
+    """Train PuFace on pairs of photos; returns ``(network, log)``, the network frozen.
+
+    Parameters
+    ----------
+    natural, cloaked: the photos and their cloaked versions, (N, 3, 112, 112) uint8 arrays
+    extractors: the recognisers of the feature loss
+    settings: "steps", "batch", "lr" (the peak), "widths", "beta" (weight of the feature loss; None: no image loss),
+        "kappa" (range of amplification; (1, 1): none); what is missing is as in the profile lfw
+    out, resume, seed, device: as for ``loop.train``
+    """
+    settings = loop.complete(settings, SETTINGS)
+    batch, beta, kappa = settings["batch"], settings["beta"], settings["kappa"]
     torch.manual_seed(seed)
-    network = PuFace().to(device).train()
-    optimiser = torch.optim.Adam(network.parameters(), lr)
-    start, rows = 0, []
-    state = loop.begin(out, resume)
-    if state:
-        network.load_state_dict(state["network"])
-        optimiser.load_state_dict(state["optimiser"])
-        start = state["step"]
-    for step in loop.progress(start, steps):
-        draw = loop.generator(seed, step)
-        chosen = torch.randint(len(natural), (batch,), generator=draw).numpy()
-        x, c = (torch.from_numpy(a[chosen]).to(device).float().div_(255) for a in (natural, cloaked))
+    network = PuFace(tuple(settings["widths"])).to(device).train()
+    optimiser = torch.optim.Adam(network.parameters(), settings["lr"])
+
+    def step(number, draw):
+        chosen = torch.randint(len(natural), (batch,), generator=draw)
+        x, c = (torch.from_numpy(a[chosen.numpy()]).to(device).float().div_(255) for a in (natural, cloaked))
         factor = kappa[0] + (kappa[1] - kappa[0]) * torch.rand(batch, generator=draw)
         factor = torch.where(torch.rand(batch, generator=draw) < NATURAL, torch.zeros(batch), factor)
         flip = torch.rand(batch, generator=draw) < 0.5
@@ -88,43 +114,14 @@ def train(natural, cloaked, extractors, *, steps, batch, beta=BETA, kappa=KAPPA,
         x, amplified = (torch.where(flip.to(device)[:, None, None, None], a.flip(3), a) for a in (x, amplified))
         with autocast(device):
             value = terms(network(amplified), x, extractors)
-        total = value["feature"] if beta is None else value["image"] + beta * value["feature"]
-        for group in optimiser.param_groups:
-            group["lr"] = loop.one_cycle(step, steps, lr)
-        optimiser.zero_grad()
-        total.backward()
-        optimiser.step()
-        rows.append({"step": step + 1, **{name: loss.item() for name, loss in value.items()}})
-        if out:
-            loop.log(out / "log.jsonl", rows[-1])
-            if (step + 1) % every == 0 or step + 1 == steps:
-                state = {"step": step + 1, "network": network.state_dict(), "optimiser": optimiser.state_dict()}
-                loop.save(out / "last.pt", state)
-    return network.eval().requires_grad_(False), rows
+        loop.descend(optimiser, value["feature"] if beta is None else value["image"] + beta * value["feature"])
+        return {name: loss.item() for name, loss in value.items()}
+
+    data = natural, cloaked, list(extractors)
+    plan = loop.Plan("puface", settings, data, {"network": network}, {"network": optimiser}, step)
+    return network, loop.train(plan, out, resume, seed, device)
 
 
-def photos(profile="lfw", root=None, seed=0, device="cpu"):
-    """What the profile trains on: ``(natural, cloaked, extractors)`` as ``train`` takes them."""
-    settings = SETTINGS[profile]
-    lfw = faces.load("lfw", root)
-    people = lfw.people(pairs.lfw_people(lfw, "train"))
-    order = torch.randperm(len(people), generator=torch.Generator().manual_seed(seed))[: settings["photos"]]
-    data = people[order.sort().values.numpy()]
-    extractors = [recognisers.load(name, device) for name in ("dlib", "mobile")]
-    cloaked = cloaked_photos(data.images.to(device), extractors, settings["cloak_steps"])
-    return np.array(data.chips), (cloaked * 255).round().byte().cpu().numpy(), extractors
-
-
-def main(profile="lfw", resume=False, root=None, out=None, seed=0):
-    """Cloak and train with the profile's sizes; returns the folder with the checkpoint and log."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    out = out or cache_root() / "train" / f"puface-{profile}"
-    sizes = {key: SETTINGS[profile][key] for key in ("steps", "batch")}
-    train(*photos(profile, root, seed, device), out=out, resume=resume, seed=seed, device=device, **sizes)
-    return out
-
-
-def ship(profile="lfw", out=None):
-    """Write the shipped file from a finished run's checkpoint; returns its path."""
-    out = out or cache_root() / "train" / f"puface-{profile}"
-    return weights.ship("puface", loop.resume(out / "last.pt")["network"])
+def write(state: dict) -> Path:
+    """Write the shipped file, with the network's widths; returns its path."""
+    return weights.ship("puface", state["modules"]["network"] | {"widths": torch.tensor(state["run"]["widths"])})

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from faceadv.course import report
-from faceadv.store import datasets, weights
+from faceadv.store import datasets, threads, weights
 
 
 @pytest.fixture(autouse=True)
@@ -57,10 +57,11 @@ def test_what_is_not_here_but_optional_is_ok():
 def test_lfw_is_shown_without_the_user(elsewhere, tmp_path, monkeypatch):
     (elsewhere / "data" / "lfw" / "lfw_funneled" / datasets.SOMEBODY).mkdir(parents=True)
     assert line("data lfw") == (True, f"data lfw: {Path('~') / 'data' / 'lfw' / 'lfw_funneled'}")
-    assert report._private("/scratch/jane.doe/lfw and /data/jane.doe2") == "/scratch/USER/lfw and /data/jane.doe2"
+    line_ = report._private((True, "/scratch/jane.doe/lfw and /data/jane.doe2"))
+    assert line_ == (True, "/scratch/USER/lfw and /data/jane.doe2")
     monkeypatch.setenv("HOME", "/")
     monkeypatch.delenv("USER")
-    assert report._private("/data/lfw") == "/data/lfw"
+    assert report._private((False, "/data/lfw")) == (False, "/data/lfw")
 
 
 def test_versions(monkeypatch, tmp_path):
@@ -75,10 +76,13 @@ def test_versions(monkeypatch, tmp_path):
     assert report._locked() == {}
 
 
-@pytest.mark.parametrize(("version", "ok"), [((3, 10), False), ((3, 11), True), ((3, 13), True), ((3, 14), False)])
+@pytest.mark.parametrize(
+    ("version", "ok"),
+    [((3, 10, 9), False), ((3, 11, 3), False), ((3, 11, 4), True), ((3, 13, 0), True), ((3, 14, 0), False)],
+)
 def test_python(monkeypatch, version, ok):
-    monkeypatch.setattr(report.sys, "version_info", (*version, 1))
-    assert report._python()[0] is ok
+    monkeypatch.setattr(report.sys, "version_info", version)
+    assert line("Python")[0] is ok
 
 
 def test_what_is_needed_offline_can_fail(elsewhere, monkeypatch):
@@ -100,7 +104,14 @@ def test_devices(monkeypatch):
     assert line("GPU")[1].startswith("GPU: H200, CUDA")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert line("GPU") == (True, "GPU: Apple MPS")
+    assert line("GPU") == (True, "GPU: Apple MPS, which is used only if FACEADV_DEVICE=mps")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert line("GPU")[1].startswith("GPU: not found (optional)")
-    assert f"{torch.get_num_threads()} threads" in line("CPU")[1]
+    assert f"{threads.cores()} cores, {torch.get_num_threads()} threads" in line("CPU")[1]
+
+
+def test_threads(monkeypatch):
+    monkeypatch.setenv("GOMP_SPINCOUNT", "77")
+    assert line("threads") == (True, "threads: GOMP_SPINCOUNT 77")
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    assert "is not set" in line("threads")[1]

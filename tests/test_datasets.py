@@ -118,7 +118,7 @@ def mirror(server):
         "archive": ("lfw-funneled.tgz", "lfw-funneled.tgz", sha256(archive)),
         "lists": tuple((name, name, sha256(data)) for name, data in lists.items()),
     }
-    server.fetch = lambda root: datasets.fetch("lfw", root, **server.what)
+    server.fetch = lambda root: datasets.fetch("lfw", root, server.what)
     return server
 
 
@@ -134,31 +134,23 @@ def test_constants_are_those_of_scikit_learn():
     package = Path(importlib.util.find_spec("sklearn").submodule_search_locations[0])
     source = (package / "datasets" / "_lfw.py").read_text()
     found = re.findall(r'filename="(.+)",\s+url="(.+)",\s+checksum="(.+)"', source)
-    ours = {(file, datasets.MIRROR + number, sha) for file, number, sha in (datasets.ARCHIVE, *datasets.LISTS)}
+    lfw = datasets.SOURCES["lfw"]
+    ours = {(file, lfw["mirror"] + number, sha) for file, number, sha in (lfw["archive"], *lfw["lists"])}
     assert ours == {entry for entry in found if entry[0] != "lfw.tgz"}  # the original, not aligned
 
 
-def test_fetch(tmp_path, mirror, capsys):
+def test_fetch(tmp_path, mirror):
     folder = mirror.fetch(tmp_path)
     assert folder == tmp_path / "lfw" / "lfw_funneled"
     assert sorted(person.name for person in folder.iterdir()) == list(PEOPLE)
     assert datasets.lfw_folder(tmp_path) == folder
     assert datasets.lfw_file("pairs.txt", tmp_path).read_text() == "\t3\n"
     assert len(left(tmp_path)) == 3 + 3  # no archive, nothing temporary
-    mode = datasets.lfw_file("pairs.txt", tmp_path).stat().st_mode & 0o777
-    assert mode == 0o666 & ~umask()  # a folder shared by a class can be read by all
     assert datasets.listing(tmp_path)[1]["found"] == folder
 
     asked = len(mirror.asked)
     assert mirror.fetch(tmp_path) == folder
     assert len(mirror.asked) == asked
-    assert "already here" in capsys.readouterr().err
-
-
-def umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def test_fetch_adds_missing_lists_to_photos_that_are_there(tmp_path, mirror):
@@ -230,7 +222,7 @@ def test_a_killed_download_is_not_taken_for_whole(tmp_path, mirror):
         ended.wait(20)
 
     mirror.answers["lfw-funneled.tgz"] = stall
-    code = f"from faceadv.store import datasets; datasets.fetch('lfw', {str(tmp_path)!r}, **{mirror.what!r})"
+    code = f"from faceadv.store import datasets; datasets.fetch('lfw', {str(tmp_path)!r}, {mirror.what!r})"
     with subprocess.Popen([sys.executable, "-c", code]) as process:
         assert started.wait(20)
         process.send_signal(signal.SIGKILL)
@@ -366,8 +358,8 @@ def test_check_of_lfw(tmp_path, mirror, monkeypatch):
     (tmp_path / "lfw" / "pairs.txt").unlink()
     wrong = [text for ok, text in datasets.check("lfw", tmp_path) if not ok]
     assert len(wrong) == 2
-    assert "Ann_Able/Ann_Able_0001.jpg cannot be read" in wrong[0]
-    assert "pairs.txt missing: run `faceadv data fetch lfw`" in wrong[1]
+    assert "pairs.txt missing: run `faceadv data fetch lfw`" in wrong[0]
+    assert "Ann_Able/Ann_Able_0001.jpg cannot be read" in wrong[1]
 
 
 def test_halves_of_lfw_are_the_official_ones(lfw_root):
@@ -376,6 +368,8 @@ def test_halves_of_lfw_are_the_official_ones(lfw_root):
     train, test = dev_people(names, "train"), dev_people(reversed(names), "test")
     assert (len(train), len(test)) == (4038, 1711)
     assert sorted(train + test) == names
+    digest = hashlib.sha256("\n".join(test).encode()).hexdigest()
+    assert digest == "710fe20f09013ff071a934847546a75962139921678a8325cf1e3e598358477f"
     for half, file in ((train, "peopleDevTrain.txt"), (test, "peopleDevTest.txt")):
         try:
             lines = datasets.lfw_file(file, lfw_root).read_text().splitlines()[1:]
@@ -387,5 +381,58 @@ def test_halves_of_lfw_are_the_official_ones(lfw_root):
 def test_halves_of_something_else_are_refused():
     with pytest.raises(ValueError, match="These 3 names are not the 5,749 people"):
         dev_people(PEOPLE, "train")
+    with pytest.raises(ValueError, match="These 5,749 names are not"):
+        dev_people([f"Person_{i}" for i in range(5749)], "test")
     with pytest.raises(ValueError, match='"train" or "test"'):
         dev_people(PEOPLE, "dev")
+
+
+def test_a_lost_person_does_not_refuse_the_halves_of_lfw(lfw_root):
+    folder = datasets.lfw_folder(lfw_root)
+    names = sorted(person.name for person in folder.iterdir() if person.is_dir())
+    lost = {dev_people(names, half)[0] for half in ("train", "test")} | set(names[5:100])
+    fewer = [name for name in names if name not in lost]
+    for half in ("train", "test"):
+        assert dev_people(fewer, half) == [name for name in dev_people(names, half) if name not in lost]
+    with pytest.raises(ValueError, match="are not the 5,749 people"):
+        dev_people([*fewer, "Somebody_Else"], "train")
+    with pytest.raises(ValueError, match="are not the 5,749 people"):
+        dev_people(names[300:], "train")
+
+
+def test_photos_of_orl_and_of_a_folder(tmp_path):
+    folder, found = datasets.photos("orl")
+    assert folder == datasets.orl_folder()
+    assert found[:2] + found[9:11] + found[-1:] == ["s1/1.pgm", "s1/2.pgm", "s1/10.pgm", "s2/1.pgm", "s40/10.pgm"]
+    assert len(found) == 400  # without the stray JPEG
+    for name in ("b/10.jpg", "b/9.JPG", "b/\u00b2.jpg", "s\u00b2/1.png", "s10/a.jpeg", "s2/a.pgm"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    good = datasets.photos(tmp_path)[1]
+    assert good == ["b/\u00b2.jpg", "b/9.JPG", "b/10.jpg", "s\u00b2/1.png", "s2/a.pgm", "s10/a.jpeg"]
+    # what is no photo: macOS's companions, notes, hidden folders, a photo without a person
+    for name in ("b/._10.jpg", "b/.hidden.png", "b/notes.txt", ".git/a.jpg", "a.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert datasets.photos(str(tmp_path)) == (tmp_path, good)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="holds no photos"):
+        datasets.photos(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match='"olr" is neither'):
+        datasets.photos("olr")
+
+
+def test_the_fingerprint_is_of_names_and_content(tmp_path, monkeypatch):
+    monkeypatch.setenv("FACEADV_CACHE", str(tmp_path / "cache"))
+    for set_ in ("one", "other"):
+        (tmp_path / set_ / "ann").mkdir(parents=True)
+        (tmp_path / set_ / "ann" / "1.jpg").write_bytes(b"photo")
+    first = datasets.fingerprint(tmp_path / "one")
+    assert datasets.fingerprint(tmp_path / "other") == first  # wherever it lies, and whenever it was copied
+    photo = tmp_path / "one" / "ann" / "1.jpg"
+    times = photo.stat().st_atime_ns, photo.stat().st_mtime_ns
+    photo.write_bytes(b"phota")
+    os.utime(photo, ns=times)
+    assert datasets.fingerprint(tmp_path / "one") != first
+    (tmp_path / "other" / "ann").rename(tmp_path / "other" / "bob")
+    assert datasets.fingerprint(tmp_path / "other") != first
