@@ -40,6 +40,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield part
         os.chmod(part, mode)
         os.replace(part, path)
+    except OSError as e:
+        e.filename = e.filename or str(path)  # that of a full disk names no file
+        raise
     finally:
         part.unlink(missing_ok=True)
 
