@@ -24,7 +24,7 @@ from faceadv import records
 from faceadv.benchmark import grid, statistics
 from faceadv.store.paths import PROJECT
 
-DOCS, BUILD = PROJECT / "docs", Path(*sys.argv[1:2] or [PROJECT / "build"])
+DOCS, BUILD = PROJECT / "docs", Path(*sys.argv[1:2] or [PROJECT / "build"]).resolve()
 SOURCE, SITE = BUILD / "site-source", BUILD / "site"
 COLAB = (
     "git clone {where} course && cd course && pip install -q --no-deps --require-hashes -r requirements.txt"
@@ -37,7 +37,7 @@ MARK = ".made-by-docs-build"  # in each folder that may be deleted by the next b
 def repository():
     """Where the repository lies, for the links of Colab and Binder: FACEADV_REPOSITORY, or git's origin, or None."""
     given = os.environ.get("FACEADV_REPOSITORY")
-    if given is None:
+    if given is None and shutil.which("git"):
         asked = subprocess.run(
             ["git", "remote", "get-url", "origin"], cwd=PROJECT, capture_output=True, text=True, check=False
         )

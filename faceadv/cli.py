@@ -35,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(e, UsageError):  # the other one comes from --help and --version
             e.show()
         return e.exit_code
+    except BrokenPipeError:  # as of `faceadv weights list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (UserError, OSError, KeyboardInterrupt) as e:
         mendable = isinstance(e, (UserError, KeyboardInterrupt)) or e.errno in MENDABLE
         if os.environ.get("FACEADV_DEBUG") or not mendable:

@@ -20,8 +20,9 @@ from torchvision.transforms.functional import gaussian_blur
 from faceadv.attacks import leave, within
 from faceadv.errors import Invalid
 from faceadv.networks import lpips
-from faceadv.networks.common import whole
+from faceadv.networks.common import number, whole
 from faceadv.objectives import enter, evaluating
+from faceadv.precision import has_bfloat16
 from faceadv.store import cache, progress
 from faceadv.store.paths import nearest
 
@@ -79,7 +80,8 @@ def cached(label: str, make: Callable[[Tensor], Tensor], images: Tensor, extract
     def eight_bits(pictures):
         return (pictures.float() * 255).round().byte().cpu().numpy()
 
-    key = cache.key(label, Path(__file__), eight_bits(photos), kinds)
+    versions = [torch.__version__, photos.device.type, has_bfloat16(photos.device)]
+    key = cache.key(label, Path(__file__), eight_bits(photos), kinds, versions)
     published = cache.array("cloaks", "cloak", key, lambda: eight_bits(make(photos)))
     return torch.from_numpy(published).to(images.device).float().div_(255).to(images.dtype)
 
@@ -139,9 +141,15 @@ def target_shifts(own: Sequence[Tensor], public: Sequence[Tensor], labels: Tenso
     return [(2 * (m[target] - mine.mean(0))).expand(len(mine), -1) for m, mine in zip(means, own, strict=True)]
 
 
+def _extractors(extractors):
+    if not extractors:
+        raise Invalid("A cloak needs at least one extractor, for example recognisers.load('dlib').")
+    evaluating(*extractors)
+
+
 def _settings(extractors, mode, modes, steps):
     """Budget, steps and learning rate, all of them and the extractors checked."""
-    evaluating(*extractors)
+    _extractors(extractors)
     if mode not in modes:
         raise Invalid(f'The mode must be one of {", ".join(modes)}, not "{mode}"{nearest(mode, modes)}.')
     rho, published, lr = modes[mode]
@@ -209,10 +217,11 @@ def lowkey(
     sigma 3 and 7 pixels. There is no eps; steps * alpha bounds the change. The distance is that of
     ``perceptual``.
     """
-    evaluating(*extractors)
+    _extractors(extractors)
     photos, steps, batch = enter(images), whole("steps", steps, 1), whole("batch", batch, 1)
+    alpha, price, seed = number("alpha", alpha, 0, 1), number("price", price, 0), whole("seed", seed, 0)
     _, distance = perceptual(photos.device)
-    generator = torch.Generator().manual_seed(int(seed))
+    generator = torch.Generator().manual_seed(seed)
     noise = (0.01 * torch.rand(photos.shape, generator=generator) - 0.005).to(photos)
     done = [photos[:0]]
     for i in progress.bar(range(0, len(photos), batch), desc="cloaking", unit="batch"):

@@ -19,7 +19,7 @@ def check_images(images: torch.Tensor) -> None:
     if not images.is_floating_point():
         raise Invalid(f"images must be float in [0, 1], not {images.dtype}: divide 8-bit images by 255.")
     if images.numel():
-        low, high = (bound.item() for bound in images.detach().aminmax())
+        low, high = torch.stack(images.detach().aminmax()).tolist()
         if not (low >= -1e-6 and high <= 1 + 1e-6):  # one NaN makes both bounds NaN, and every comparison false
             raise Invalid(f"images must lie in [0, 1], and these reach from {low:.3g} to {high:.3g}.")
 

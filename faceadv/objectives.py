@@ -7,7 +7,9 @@ recogniser. Any function of this form is an objective. Its attribute ``fast``, T
 may compute in the fast precision at all.
 """
 
+import dis
 import inspect
+import types
 from collections.abc import Callable
 
 import torch
@@ -119,23 +121,29 @@ def integers(labels) -> torch.Tensor:
 def evaluating(*chain) -> None:
     """Raise ``Invalid`` if a module in the chain is in training mode, where an attack would change it.
 
-    The chain is looked for in closures, in methods, in global names and in what callable objects hold.
+    The chain is looked for in closures, defaults, methods, in what callable objects hold, and in the modules and the
+    notebook's functions that a function finds by a global name.
     """
-    todo, seen = list(chain), set()
+    todo, seen = list(chain), {}
     while todo:
         thing = todo.pop()
         if id(thing) in seen:
             continue
-        seen.add(id(thing))
+        seen[id(thing)] = thing  # kept, because the id of what is gone is given to another
         if isinstance(thing, nn.Module):
-            if any(module.training for module in thing.modules()):
-                name = type(thing).__name__
-                raise Invalid(f"A {name} is in training mode, where an attack would change it: call .eval() first.")
+            for module in thing.modules():
+                if module.training:
+                    name = type(module).__name__
+                    raise Invalid(f"A {name} is in training mode, where an attack would change it: call .eval() first.")
+                todo += [value for name, value in vars(module).items() if name[0] != "_"]
         elif isinstance(thing, (list, tuple, dict)):
             todo += thing.values() if isinstance(thing, dict) else thing
         elif inspect.isfunction(thing):
-            names = inspect.getclosurevars(thing)
-            todo += [*names.nonlocals.values(), *(g for g in names.globals.values() if isinstance(g, nn.Module))]
+            todo += [thing.__defaults__, thing.__kwdefaults__]
+            todo += [cell.cell_contents for cell in thing.__closure__ or () if cell != types.CellType()]
+            loaded = {step.argval for step in dis.get_instructions(thing) if step.opname == "LOAD_GLOBAL"}
+            known = [thing.__globals__.get(name) for name in loaded]
+            todo += [k for k in known if isinstance(k, nn.Module) or getattr(k, "__module__", "") == "__main__"]
         elif callable(thing) or hasattr(thing, "embed"):
             names = ("__self__", "__func__", "func", "args", "keywords", "__dict__")
             todo += [getattr(thing, name, None) for name in names]

@@ -56,7 +56,8 @@ def _client(scheduler, workers):
         except (OSError, ValueError) as e:  # a ValueError is an address without a port
             raise Failed(f'No Dask scheduler answers at "{scheduler}": start one with `dask scheduler`.') from e
         # each worker has a share of the cores; two that took all of them would be slower than one
-        yield stack.enter_context(client), max(1, torch.get_num_threads() // workers) if cluster else None
+        cores = min(torch.get_num_threads(), threads.cores())
+        yield stack.enter_context(client), max(1, cores // workers) if cluster else None
 
 
 def _results(client, items, arguments):

@@ -38,15 +38,15 @@ def autocast(device: torch.device | str, fast: bool = True) -> Iterator[None]:
     bfloat16 does not get it.
     """
     device, exact = torch.device(device), _exact.get() or not fast
-    mark, flags = _exact.set(exact), (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [flag.allow_tf32 for flag in flags]
+    mark, flags = _exact.set(exact), (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [flag.fp32_precision for flag in flags]
     try:
         if exact:
             for flag in flags:
-                flag.allow_tf32 = False
+                flag.fp32_precision = "ieee"
         with torch.autocast(device.type, torch.bfloat16, enabled=not exact and has_bfloat16(device)):
             yield
     finally:
-        for flag, allowed in zip(flags, before):
-            flag.allow_tf32 = allowed
+        for flag, precision in zip(flags, before):
+            flag.fp32_precision = precision
         _exact.reset(mark)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import platform
 import time
 from collections.abc import Iterable, Mapping
@@ -14,6 +13,7 @@ import pandas as pd
 import psutil
 
 from faceadv.errors import Invalid
+from faceadv.store import threads
 from faceadv.store.paths import nearest, replacing
 
 __all__ = ["collect", "differences", "markdown", "number", "place", "read", "table", "write"]
@@ -65,7 +65,7 @@ def write(
         "created": date.today().isoformat(),
         "seconds": round(time.time() - process.create_time(), 1),
         "device": str(device),
-        "cores": len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else os.cpu_count(),
+        "cores": threads.cores(),
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
     }
     record = {"notebook": notebook, "profile": profile, "seed": seed, "data": data}

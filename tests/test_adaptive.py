@@ -198,3 +198,29 @@ def test_a_purifier_without_a_gradient_is_refused_in_a_sentence(plane):
     through = adaptive.through(adaptive.straight_through(purifiers.load("jpeg")), darkness)
     y = attacks.fgsm(plane, through, eps=EPS)
     assert (darkness(y, None)[0] < darkness(plane, None)[0]).all()
+
+
+def test_modules_in_training_mode_are_found_wherever_they_hide(plane):
+    norm = nn.BatchNorm2d(3)
+    hidden = purifiers.Filter(lambda images: norm(images).sigmoid()).eval()
+    plain = nn.Identity().eval()
+    plain.others = [norm]  # a list, of which torch knows nothing
+
+    def by_default(images, module=norm):
+        return module(images).sigmoid()
+
+    for purifier in (hidden, plain, by_default):
+        before = norm.running_mean.clone()
+        with pytest.raises(ValueError, match="A BatchNorm2d is in training mode"):
+            attacks.fgsm(plane, adaptive.through(purifier, darkness), eps=EPS)
+        assert torch.equal(norm.running_mean, before)
+
+
+def test_names_of_attributes_are_no_global_names(plane, monkeypatch):
+    monkeypatch.setitem(globals(), "network", nn.BatchNorm2d(3))  # in training mode, and not used
+
+    class Holder:
+        network = staticmethod(lambda images: images)
+
+    holder = Holder()
+    attacks.fgsm(plane, adaptive.through(lambda images: holder.network(images), darkness), eps=EPS)

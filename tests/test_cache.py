@@ -355,3 +355,14 @@ def test_json(tmp_path, caplog):
         assert [record.getMessage() for record in caplog.records] == ["a.json is damaged and is made again."]
         cache.write_json(path, value)
         assert cache.read_json(path) == value
+
+
+def test_an_array_of_nothing():
+    for _ in range(2):
+        assert cache.array("room", "nothing", "key", lambda: np.zeros((0, 128), np.float32)).shape == (0, 128)
+
+
+def test_a_note_that_names_no_file(home, made):
+    (home / "entry.json").write_text(json.dumps({"version": cache.VERSION, "files": {}}))
+    np.testing.assert_array_equal(made(), VALUES)
+    assert made.count == 2

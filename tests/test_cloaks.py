@@ -219,3 +219,12 @@ def test_networks_are_left_alone(chips, dlib):
     cloaks.fawkes(chips[:1], [dlib], steps=2)
     assert all(torch.equal(before[key], value) for key, value in dlib.state_dict().items())
     assert all(p.grad is None and not p.requires_grad for p in dlib.parameters())
+
+
+def test_options_of_cloaks_that_make_no_sense(chips, dlib):
+    for options in ({"alpha": float("nan")}, {"alpha": 8}, {"price": -1}, {"seed": "a"}, {"steps": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
+            cloaks.lowkey(chips[:1], [dlib], **{"steps": 1} | options)
+    for make in (cloaks.lowkey, cloaks.fawkes):
+        with pytest.raises(ValueError, match="at least one extractor"):
+            make(chips[:1], [], steps=1)

@@ -27,14 +27,17 @@ def test_exact_reaches_what_is_nested_in_it(with_bfloat16):
 
 
 def test_tensor_float_32_is_off_where_it_counts_and_back_afterwards():
-    torch.backends.cuda.matmul.allow_tf32 = True
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = matmul.fp32_precision, convolution.fp32_precision
+    matmul.fp32_precision = convolution.fp32_precision = "tf32"
     try:
         with precision.autocast("cpu", fast=False):
-            assert not torch.backends.cuda.matmul.allow_tf32
-            assert not torch.backends.cudnn.allow_tf32
-        assert torch.backends.cuda.matmul.allow_tf32
+            assert (matmul.fp32_precision, convolution.fp32_precision) == ("ieee", "ieee")
+        with pytest.raises(KeyError), precision.autocast("cpu", fast=False):
+            raise KeyError
+        assert (matmul.fp32_precision, convolution.fp32_precision) == ("tf32", "tf32")
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = False
+        matmul.fp32_precision, convolution.fp32_precision = before
 
 
 def test_device_of_the_environment(monkeypatch):

@@ -10,14 +10,18 @@ import pytest
 import faceadv
 
 PACKAGE = Path(faceadv.__file__).parent
-BASE = {"errors", "precision", "images", "metrics", "plots", "store", "parallel"}
+ARROWS = {
+    **{"errors": set(), "precision": set(), "store": {"store", "errors"}, "images": {"errors"}, "metrics": {"errors"}},
+    **{"plots": {"images"}, "parallel": {"errors", "store"}},
+}
+BASE = set(ARROWS)
 MIDDLE = BASE | {"networks", "faces", "align", "pairs"}
 SCIENCE = MIDDLE | {
     *("adaptive", "attacks", "classic", "classifiers", "cloaks", "ddnm", "deidentify", "objectives", "purifiers"),
     *("recognisers", "records", "trackers", "verification"),
 }
 MAY_IMPORT = {
-    **dict.fromkeys(BASE, BASE),
+    **ARROWS,
     **dict.fromkeys(MIDDLE - BASE, MIDDLE),
     **dict.fromkeys(SCIENCE - MIDDLE, SCIENCE),
     "training": SCIENCE | {"training"},
@@ -37,6 +41,7 @@ def modules():
             continue
         imports = set()
         for node in ast.walk(ast.parse(path.read_text())):
+            assert not getattr(node, "level", 0), "imports name the whole way"
             if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "faceadv":
                 inside = node.module.partition(".")[2]
                 for alias in node.names:
@@ -107,4 +112,4 @@ def test_functions_are_short():
 
 
 def test_the_package_stays_small():
-    assert sum(len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")) < 6400
+    assert sum(len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")) < 7400

@@ -205,6 +205,8 @@ def test_surroundings_are_hashed_by_content(place, monkeypatch):
     (place / "data" / "lfw" / "lfw-deepfunneled" / datasets.SOMEBODY).mkdir(parents=True)
     (place / "data" / "lfw" / "lfw-deepfunneled" / datasets.SOMEBODY / "a_0001.jpg").write_bytes(b"photo")
     seen.append(run._surroundings())
+    (place / "data" / "lfw" / "pairs.txt").write_text("10 300")  # who is compared with whom
+    seen.append(run._surroundings())
     monkeypatch.setenv("FACEADV_DEVICE", "meta")
     monkeypatch.setattr(run.precision, "has_bfloat16", lambda device: False)
     seen.append(run._surroundings())
@@ -215,7 +217,21 @@ def test_surroundings_are_hashed_by_content(place, monkeypatch):
     for library in run.LIBRARIES:
         versions[library] = "2"
         seen.append(run._surroundings())
-    assert len(set(seen)) == len(seen) == 16
+    assert len(set(seen)) == len(seen) == 19
+
+
+def test_key_knows_the_photos_of_a_folder_that_is_a_parameter(course, tmp_path):
+    path = course("00_a", "1")
+    person = tmp_path / "own" / "ann"
+    person.mkdir(parents=True)
+    (person / "1.jpg").write_bytes(b"photo")
+    seen = [run._key(path, {"own_folder": str(tmp_path / "own")}, "")]
+    (person / "2.jpg").write_bytes(b"another")
+    seen.append(run._key(path, {"own_folder": str(tmp_path / "own")}, ""))
+    (person / "2.jpg").write_bytes(b"a third")
+    seen.append(run._key(path, {"own_folder": str(tmp_path / "own")}, ""))
+    assert len(set(seen)) == 3
+    assert run._key(path, {"own_folder": str(tmp_path)}, "") != run._key(path, {"own_folder": ""}, "")
 
 
 def test_libraries_that_make_numbers_are_in_the_key():

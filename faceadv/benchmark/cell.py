@@ -27,7 +27,7 @@ from faceadv.errors import Invalid
 from faceadv.images import quantise
 from faceadv.networks import a3gn, prior
 from faceadv.precision import has_bfloat16
-from faceadv.store import cache, weights
+from faceadv.store import cache, datasets, weights
 from faceadv.store.paths import nearest
 
 __all__ = ["ATTACKS", "BATCH", "DEFENCES", "DIFFUSION", "GOALS", "WAYS", "Cell", "Settings"]
@@ -329,6 +329,7 @@ def version(cell: Cell, settings: Settings, own: Own = None) -> str:
     """A hash of the content of everything that a row depends on. Parameters as for ``measure``."""
     return cache.key(
         [dataclasses.asdict(cell), dataclasses.asdict(settings), _code(), _photos(settings.faces_name)],
+        datasets.lfw_lists() if settings.faces_name == "lfw" else [],
         [
             weights.shipped(),
             {name: sha256 for name, sha256 in weights.fetched().items() if name in (cell.recogniser, cell.source)},

@@ -29,7 +29,7 @@ from traitlets.config import Config
 from faceadv.course import notebook as notebooks
 from faceadv.course.run import KERNEL_ENVIRONMENT
 from faceadv.errors import Failed, Invalid, Missing
-from faceadv.store.paths import PROJECT, nearest, replacing
+from faceadv.store.paths import PROJECT, nearest, replacing, scratch
 from faceadv.store.tables import csv_safe
 
 __all__ = ["MARKS", "SOURCE", "check", "grade", "names", "release"]
@@ -62,7 +62,9 @@ def release(chosen: Sequence[str], course: str | Path) -> list[Path]:
     course, made = Path(course), []
     for name in _known(chosen, sorted({*names(), *names(course / "source")})):
         if not (course / "source" / name).exists():
-            shutil.copytree(SOURCE / name, course / "source" / name)
+            with scratch(course / "source" / name) as work:  # a kill leaves no half of it
+                shutil.copytree(SOURCE / name, work, dirs_exist_ok=True)
+                work.rename(course / "source" / name)
         with _nbgrader(course) as (config, log):
             _must(NbGraderAPI(config=config).generate_assignment(name), f"{name} was not released", log)
         made.append(course / "release" / name / f"{name}.ipynb")
@@ -103,7 +105,7 @@ def grade(chosen: Sequence[str], course: str | Path) -> list[dict]:
     Raises ``Invalid`` for an unknown name, a bad mark, or if nothing was handed in, ``Failed`` if nbgrader fails.
     """
     course = Path(course)
-    if not (course / "source").is_dir():
+    if not names(course / "source"):
         raise Invalid(f"{course} is no course: faceadv assignments release --course {course}, or another --course.")
     there = names(course / "source")
     marks, old = _read_marks(course, there), _read(course / "grades.csv", ("student", "assignment"))

@@ -58,9 +58,7 @@ def write_index(out: str | Path, profile: str) -> Path:
         except ValueError:  # a run was killed while it was being written
             continue
         target = path.with_suffix(".html")
-        changed = max(file.stat().st_mtime for file in (path, Path(__file__), STYLE))
-        if not target.exists() or target.stat().st_mtime < changed or not target.stat().st_size:
-            _write(target, _about(notebook)[0], _body(notebook))
+        _write(target, _about(notebook)[0], _body(notebook))
         cells += _entry(notebook, f"{profile}/{target.name}")
     body = _body(nbformat.v4.new_notebook(cells=cells), exclude_input=True)
     return _write(out / "index.html", "Adversarial faces", f"<article>{body}</article>")

@@ -42,7 +42,8 @@ KERNEL_ENVIRONMENT = {
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
 }
 Names = str | Sequence[str]  # one or several of 00, 00_faces, all
-LIBRARIES = ("torch", "torchvision", "numpy", "diffusers", "torchmetrics", "scikit-learn", "facenet-pytorch")
+LIBRARIES = ("torch", "torchvision", "numpy", "diffusers", "torchmetrics", "scikit-learn", "pillow")
+LIBRARIES += ("facenet-pytorch", "scipy")
 
 
 @dataclasses.dataclass
@@ -174,8 +175,13 @@ def summary(results: Sequence[Result]) -> str:
 
 
 def _key(path, values, here):
-    """What an executed copy depends on, as one hash: its cells, its parameters, and the ``_surroundings``."""
-    return cache.key([[cell.cell_type, cell.source] for cell in notebooks.read(path).cells], values, here)
+    """What an executed copy depends on, as one hash: its cells, its parameters, photos that they name, and ``here``."""
+    photos = []
+    for value in values.values():
+        if isinstance(value, str) and value and (path.parent / value).is_dir():  # as the notebook will look for it
+            with contextlib.suppress(Missing):  # a folder of something else
+                photos.append(datasets.fingerprint(path.parent / value))
+    return cache.key([[cell.cell_type, cell.source] for cell in notebooks.read(path).cells], values, photos, here)
 
 
 def _surroundings():
@@ -186,7 +192,9 @@ def _surroundings():
         with contextlib.suppress(Missing):
             data[name] = datasets.fingerprint(name)
     versions = [importlib.metadata.version(name) for name in LIBRARIES]
-    return cache.key(package, weights.fetched(), data, str(device), precision.has_bfloat16(device), versions)
+    return cache.key(
+        package, weights.fetched(), data, datasets.lfw_lists(), str(device), precision.has_bfloat16(device), versions
+    )
 
 
 def _note(copy):

@@ -73,11 +73,11 @@ def entry(room: str, name: str, key: str, make: Callable[[Path], object]) -> Pat
 
     Raises ``Failed`` if the cache cannot be written, and what ``make`` raises; nothing is kept then.
     """
-    name = re.sub(r"[^\w.-]+", "_", name)[:60]  # of any folder
+    name = re.sub(r"[^\w.-]+", "_", name)[:60]  # the name may be that of any folder
     home = cache_root() / room / f"{name}-{key}"
     if _damage(home) is None:
         return home
-    with _writing(), FileLock(cache_root() / "locks" / f"{room}-{home.name}"):  # which a killed process lets go of
+    with _writing(), FileLock(cache_root() / "locks" / f"{room}-{home.name}"):
         reason = _damage(home)
         if reason is None:  # another process made it meanwhile
             return home
@@ -107,6 +107,8 @@ def _damage(home: Path) -> str | None:
         note = json.loads((home / NOTE).read_text(encoding="utf-8"))
         if note["version"] != VERSION:
             return "it is of another version"
+        if not note["files"]:
+            return "something is missing"
         for name, facts in note["files"].items():
             if (home / name).stat().st_size != facts["bytes"] or sha256(home / name) != facts["sha256"]:
                 return f"{name} is not as it was written"
@@ -118,7 +120,7 @@ def _damage(home: Path) -> str | None:
 def _facts(path):
     facts = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     if path.suffix == ".npy":
-        made = np.load(path, mmap_mode="r")
+        made = np.load(path, mmap_mode="r" if facts["bytes"] > 256 else None)  # nothing cannot be mapped
         facts |= {"shape": list(made.shape), "dtype": made.dtype.str}
     return facts
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import logging
 import os
 import random
 import shutil
@@ -17,13 +18,11 @@ import yaml
 from PIL import Image
 
 from faceadv.errors import Failed, Invalid, Missing
-from faceadv.store import cache
+from faceadv.store import cache, progress
 from faceadv.store.paths import data_root, nearest, replacing, scratch
 
-__all__ = [
-    *("SOURCES", "check", "download", "fetch", "fingerprint", "lfw_file", "lfw_folder", "listing", "orl_folder"),
-    "photos",
-]
+__all__ = ["SOURCES", "check", "download", "fetch", "fingerprint", "lfw_file", "lfw_folder", "lfw_lists", "listing"]
+__all__ += ["orl_folder", "photos"]
 
 SOURCES = yaml.safe_load(Path(__file__).with_name("sources.yaml").read_text(encoding="utf-8"))
 LAYOUTS = ("lfw-deepfunneled", "lfw_funneled", "lfw-funneled", "lfw")  # best alignment first
@@ -97,6 +96,15 @@ def fingerprint(name: str | Path, root: str | Path | None = None) -> str:
     """A hash of a data set: the names of its photos and their content. Arguments and errors as for ``photos``."""
     folder, found = photos(name, root)
     return cache.key(found, cache.content(folder.resolve().name, [folder / photo for photo in found]))
+
+
+def lfw_lists(root: str | Path | None = None) -> list[Path]:
+    """Those of the lists of pairs that are here: beside the photos, they decide who is compared with whom."""
+    found = []
+    for file, *_ in SOURCES["lfw"]["lists"]:
+        with contextlib.suppress(Missing):
+            found.append(lfw_file(file, root))
+    return found
 
 
 def _root(root):
@@ -174,7 +182,7 @@ def _unpack(packed, home):
             raise Failed(f"{packed.name} is not LFW's archive and was thrown away: {str(e).splitlines()[0]}.") from e
         except OSError as e:  # a full disk, say: the archive is good and waits for the next try
             raise Failed(f"{packed.name} could not be unpacked: {e}.") from e
-    packed.unlink()
+    packed.unlink(missing_ok=True)
     return place
 
 
@@ -187,7 +195,8 @@ def download(url: str, path: Path, sha256: str | None = None, accept: Callable[[
     import requests  # takes a moment
 
     # not compressed on the way: the published hash is of the bytes as they are stored
-    options = {"progressbar": sys.stderr.isatty(), "headers": {"Accept-Encoding": "identity"}}
+    shown = sys.stderr.isatty() and progress.log.isEnabledFor(logging.INFO)
+    options = {"progressbar": shown, "headers": {"Accept-Encoding": "identity"}}
     downloader = pooch.HTTPDownloader(chunk_size=2**16, timeout=60, **options)
     with replacing(path) as part:
         try:
