@@ -41,7 +41,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.chmod(part, mode)
         os.replace(part, path)
     except OSError as e:
-        e.filename = e.filename or str(path)  # that of a full disk names no file
+        if e.errno and not e.filename:  # that of a full disk names no file; one with words of its own would lose them
+            e.filename = str(path)
         raise
     finally:
         part.unlink(missing_ok=True)
