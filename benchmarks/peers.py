@@ -74,7 +74,7 @@ def contestants(model, x, labels, eps, alpha, steps):
 
     def ours(fast, stop_early=False):
         objective = objectives.untargeted(model, labels, fast=fast)
-        options = {"eps": eps, "alpha": alpha, "steps": steps, "random_start": False, "stop_early": stop_early}
+        options = {"eps": eps, "alpha": alpha, "steps": steps, "seed": None, "stop_early": stop_early}
         return lambda: attacks.pgd(x, objective, **options)
 
     plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)

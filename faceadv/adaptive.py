@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import torch
 
-from faceadv.networks.common import whole
-from faceadv.objectives import Objective, evaluating
+from faceadv.errors import whole
+from faceadv.objectives import Objective, answer, evaluating
 from faceadv.precision import autocast
+from faceadv.recognisers import Recogniser
 
 __all__ = ["purified", "straight_through", "through"]
 
@@ -18,9 +19,18 @@ __all__ = ["purified", "straight_through", "through"]
 def through(purifier: Callable, objective: Objective, samples: int = 1) -> Objective:
     """The objective as it is behind a purifier: its loss is the mean over ``samples`` purifications of the images.
 
-    purifier: a differentiable module or function from images to images; with one that draws random numbers and
-    samples > 1 this is EOT. An image counts as reached if more than half of its purifications reach the objective. The
-    purifier computes in float32 if the objective does. Raises ``Invalid`` for a purifier in training mode.
+    An image counts as reached if more than half of its purifications reach the objective. The purifier computes in
+    float32 if the objective does.
+
+    Parameters
+    ----------
+    purifier : a differentiable module or function from images to images
+    objective : what the images should reach after purification
+    samples : purifications per call; with more than one of a purifier that draws random numbers this is EOT
+
+    Raises
+    ------
+    Invalid : for another number of samples; when called, for a purifier in training mode
     """
     samples, fast = whole("samples", samples, 1), getattr(objective, "fast", True)
 
@@ -30,7 +40,7 @@ def through(purifier: Callable, objective: Objective, samples: int = 1) -> Objec
         for _ in range(samples):
             with autocast(images.device, fast and not exact):
                 purified = purifier(images.float()).float()
-            loss, reached = objective(purified, rows, exact)
+            loss, reached = answer(objective(purified, rows, exact), len(images))
             losses, hits = losses + loss.float() / samples, hits + reached.int()
         return losses, 2 * hits > samples
 
@@ -39,9 +49,9 @@ def through(purifier: Callable, objective: Objective, samples: int = 1) -> Objec
 
 
 def straight_through(purifier: Callable, stand_in: Callable | None = None) -> Callable:
-    """BPDA: the purifier forwards, a differentiable stand-in backwards, by default the identity.
+    """BPDA: a purifier whose gradient is that of a differentiable stand-in, by default the identity.
 
-    Raises ``Invalid`` if one of the two is in training mode. Source: the same, section 4.1.
+    When called, it raises ``Invalid`` if one of the two is in training mode. Source: as above, section 4.1.
     """
 
     def behind(images):
@@ -54,10 +64,10 @@ def straight_through(purifier: Callable, stand_in: Callable | None = None) -> Ca
     return behind
 
 
-def purified(recogniser, purifier: Callable) -> SimpleNamespace:
+def purified(recogniser: Recogniser, purifier: Callable) -> SimpleNamespace:
     """A recogniser behind a differentiable purifier: an extractor for cloaks, with the gradient through both.
 
-    It computes in float32 if the recogniser does. Raises ``Invalid`` for a purifier in training mode.
+    It computes in float32 if the recogniser does. Its ``embed`` raises ``Invalid`` for a purifier in training mode.
     """
     precision = getattr(recogniser, "precision", "auto")
 

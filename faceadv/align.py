@@ -157,14 +157,14 @@ def reduce(photo: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return np.asarray(Image.fromarray(photo).reduce(s)), np.c_[matrix[:, :2] * s, moved]
 
 
-def cut(photo: np.ndarray, matrix: np.ndarray, size: int = SIZE) -> np.ndarray:
-    """Cut the chip, (3, size, size) uint8, out of a photo: bilinear, the border repeated where the photo ends.
+def cut(photo: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Cut the chip, (3, 112, 112) uint8, out of a photo: bilinear, the border repeated where the photo ends.
 
     photo: (H, W, 3) uint8; matrix: (2, 3) photo to chip, as ``similarity`` gives it.
     """
     photo, matrix = reduce(photo, matrix)
     source = torch.from_numpy(np.ascontiguousarray(photo.transpose(2, 0, 1)))[None].float()
-    places = grid(inverse(matrix), (size, size), photo.shape)
+    places = grid(inverse(matrix), (SIZE, SIZE), photo.shape)
     chip = F.grid_sample(source, places, padding_mode="border", align_corners=False)
     return chip[0].round().clamp(0, 255).byte().numpy()
 

@@ -5,14 +5,20 @@ detached copy in float32 and return images of the same shape and type, within [0
 to that type. In the equations x is the image, x_i the iterate, g = grad l(x_i), clip_e the clipping to
 [x - eps, x + eps]; each result is clipped to [0, 1]. A budget eps is the largest change of a pixel, such as 8 / 255.
 
-Options that all attacks share:
+Parameters
+----------
+images : the photos that are attacked
+objective : what the attack wants, see ``objectives``
+options : any of keep_best, stop_early and batch
+keep_best : return the iterate of lowest loss instead of the last one
+stop_early : stop each image at the first iterate that reaches the objective, confirmed in float32
+batch : images per forward pass, 64 by default; it changes time and memory, not the result
 
-keep_best   return the iterate of lowest loss instead of the last one
-stop_early  stop each image at the first iterate that reaches the objective, confirmed in float32
-batch       images per forward pass, 64 by default: it changes time and memory, not the result
-
-All raise ``Invalid`` for other images, budgets and options, for a loss that is not (N,) or has no gradient, and if the
-objective holds a module in training mode; they raise ``Failed`` for a gradient that is not finite.
+Raises
+------
+Invalid : for other images, budgets and options, for an objective that does not return two tensors (N,), for a loss
+    without a gradient, and for an objective that holds a module in training mode
+Failed : for a gradient that is not finite
 """
 
 import math
@@ -22,9 +28,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from faceadv.errors import Failed, Invalid
-from faceadv.networks.common import whole
-from faceadv.objectives import Objective, enter, evaluating
+from faceadv.errors import Failed, Invalid, whole
+from faceadv.networks.common import generator
+from faceadv.objectives import Objective, answer, enter, evaluating, slope
 from faceadv.precision import autocast
 from faceadv.store.paths import nearest
 
@@ -34,35 +40,63 @@ OPTIONS = {"keep_best": False, "stop_early": False, "batch": 64}
 
 
 def fgsm(images: Tensor, objective: Objective, *, eps: float, **options) -> Tensor:
-    """x - eps sign(g). Source: Goodfellow et al. 2015, equation in section 4, descending a loss."""
+    """x - eps sign(g). Source: Goodfellow et al. 2015, equation in section 4, descending a loss.
+
+    Parameters
+    ----------
+    images, objective, options : as for all attacks
+    eps : the change of every pixel
+    """
     return ifgsm(images, objective, eps=eps, alpha=eps, steps=1, **options)
 
 
 def ifgsm(
     images: Tensor, objective: Objective, *, eps: float, alpha: float | None = None, steps: int = 10, **options
 ) -> Tensor:
-    """x_{i+1} = clip_e(x_i - alpha sign(g)); alpha is eps / steps by default.
+    """x_{i+1} = clip_e(x_i - alpha sign(g)). Source: Kurakin et al. 2017; slides of P-FGVM, I-FGSM.
 
-    Source: Kurakin et al. 2017; slides of P-FGVM, I-FGSM.
+    Parameters
+    ----------
+    images, objective, options : as for all attacks
+    eps : the largest change of a pixel
+    alpha : the length of a step, by default eps / steps
+    steps : how many there are
     """
     steps, eps, alpha = _budget(steps, eps=eps, alpha=alpha)
     return _descend(images, objective, lambda x, g, o, m: (x - alpha * g.sign(), m), within(eps), steps, options)
 
 
 def ifgvm(images: Tensor, objective: Objective, *, eps: float, alpha: float, steps: int = 10, **options) -> Tensor:
-    """x_{i+1} = clip_e(x_i - alpha g), the raw gradient. Source: slides of P-FGVM, I-FGVM."""
+    """x_{i+1} = clip_e(x_i - alpha g), the raw gradient. Source: slides of P-FGVM, I-FGVM.
+
+    Parameters
+    ----------
+    images, objective, options : as for all attacks
+    eps : the largest change of a pixel
+    alpha : the factor of the gradient
+    steps : how many there are
+    """
     steps, eps, alpha = _budget(steps, eps=eps, alpha=alpha)
     return _descend(images, objective, lambda x, g, o, m: (x - alpha * g, m), within(eps), steps, options)
 
 
 def pfgvm(
-    images: Tensor, objective: Objective, *, alpha: float, lam: float, steps: int = 100, start=None, **options
-) -> Tensor:
-    """x_{i+1} = clip_[0,1](x_i - alpha (g + lam (x_i - x))): no eps, the penalty holds the image near x instead.
+    images: Tensor, objective: Objective, *, alpha: float, lam: float, steps: int = 100, start: Tensor | None = None,
+    **options,
+) -> Tensor:  # fmt: skip
+    """x_{i+1} = clip_[0,1](x_i - alpha (g + lam (x_i - x))): no eps, a penalty holds the image near x instead.
 
-    The penalty is the slope of lam / 2 |x_i - x|^2; its step alone goes to x if alpha lam < 1 and would diverge from
-    2 on, so ``Invalid`` from 1. start: another first iterate (N, 3, H, W) in [0, 1], while x stays the anchor.
+    lam (x_i - x) is the slope of the penalty lam / 2 |x_i - x|^2. Without g, each step multiplies x_i - x by
+    1 - alpha lam: from alpha lam = 1 on it jumps over x, and from 2 on it diverges.
     Source: Chatzikyriakidis, Papaioannidis and Pitas 2019, slide "Proposed method - P-FGVM".
+
+    Parameters
+    ----------
+    images, objective, options : as for all attacks
+    alpha : the factor of the slope
+    lam : the weight of the penalty; alpha * lam must be below 1
+    steps : how many there are
+    start : the first iterate (N, 3, H, W) in [0, 1], by default the images; the penalty always holds to the images
     """
     steps, alpha, lam = _budget(steps, alpha=alpha, lam=lam)
     if alpha * lam >= 1:
@@ -76,25 +110,34 @@ def pfgvm(
 
 def pgd(
     images: Tensor, objective: Objective, *, eps: float, alpha: float | None = None, steps: int = 20,
-    norm: str = "linf", random_start: bool = True, seed: int = 0, **options,
+    norm: str = "linf", seed: int | None = 0, **options,
 ) -> Tensor:  # fmt: skip
-    """Projected gradient descent from a random start in the ball; alpha is 2.5 eps / steps by default.
+    """Projected gradient descent from a random start. Source: Madry et al. 2018, equation 2 and section 2.1.
 
-    norm "linf": as I-FGSM; norm "l2": x_{i+1} = P_eps(x_i - alpha g / |g|_2), P_eps the projection onto the L2 ball,
-    eps and alpha in the norm of the whole image. Source: Madry et al. 2018, equation 2 and section 2.1.
+    In L-infinity its step is that of I-FGSM; in L2 it is x_{i+1} = P_eps(x_i - alpha g / |g|_2), where P_eps is the
+    projection onto the L2 ball.
+
+    Parameters
+    ----------
+    images, objective, options : as for all attacks
+    eps : the largest change: of a pixel, or with "l2" the norm of the whole image's change
+    alpha : the length of a step in the same norm, by default 2.5 eps / steps
+    steps : how many there are
+    norm : "linf" or "l2"
+    seed : of the random start in the ball; with None the attack starts at the images
     """
     if norm not in ("linf", "l2"):
         raise Invalid(f'norm must be "linf" or "l2", not {norm!r}.')
     linf = norm == "linf"
     steps, eps, alpha = _budget(steps, 2.5, largest=1 if linf else math.inf, eps=eps, alpha=alpha)
     start = None
-    if random_start:
-        x, generator = enter(images), torch.Generator().manual_seed(int(seed))
+    if seed is not None:
+        x, draw = enter(images), generator(seed)
         if linf:
-            noise = (torch.rand(x.shape, generator=generator) * 2 - 1) * eps
+            noise = (torch.rand(x.shape, generator=draw) * 2 - 1) * eps
         else:  # uniform in the ball: a random direction, and a radius that is the d-th root of a uniform number
-            noise = torch.randn(x.shape, generator=generator)
-            radius = torch.rand(len(x), 1, 1, 1, generator=generator) ** (1 / x.shape[1:].numel())
+            noise = torch.randn(x.shape, generator=draw)
+            radius = torch.rand(len(x), 1, 1, 1, generator=draw) ** (1 / x.shape[1:].numel())
             noise = noise / _norm(noise) * radius * eps
         start = (x + noise.to(x)).clamp(0, 1)
 
@@ -112,9 +155,17 @@ def mifgsm(
     images: Tensor, objective: Objective, *, eps: float, alpha: float | None = None, steps: int = 10, mu: float = 1.0,
     **options,
 ) -> Tensor:  # fmt: skip
-    """m_{i+1} = mu m_i + g / |g|_1, x_{i+1} = clip_e(x_i - alpha sign(m_{i+1})); alpha is eps / steps by default.
+    """m_{i+1} = mu m_i + g / |g|_1, x_{i+1} = clip_e(x_i - alpha sign(m_{i+1})).
 
     Source: Dong et al. 2018, equations 6 and 7.
+
+    Parameters
+    ----------
+    images, objective, options : as for all attacks
+    eps : the largest change of a pixel
+    alpha : the length of a step, by default eps / steps
+    steps : how many there are
+    mu : how much of the last step's direction is kept
     """
     steps, eps, alpha, mu = _budget(steps, eps=eps, alpha=alpha, mu=mu)
 
@@ -155,7 +206,7 @@ def leave(moved: Tensor, images: Tensor, project: Callable[[Tensor, Tensor], Ten
     x = images.detach().double()
     exact = project(x + (moved.double() - x.float().double()), x)
     near = exact.to(images.dtype)
-    # the next number towards the image; as whole numbers, the bits of positive floats are in the order of the floats
+    # The next number towards the image: read as whole numbers, the bits of positive floats are in the floats' order.
     bits = {2: torch.int16, 8: torch.int64}[near.element_size()]
     nearer = (near.view(bits) + torch.where(x > near, 1, -1).to(bits)).view(near.dtype)
     return torch.where((near.double() - x).abs() > (exact - x).abs(), nearer, near)
@@ -194,7 +245,8 @@ def _descend_batch(original, objective, step, steps, start, keep_best, stop_earl
             lowest[active[better]], result[active[better]] = loss[better], x[better]
         if stop_early and reached.any():
             with torch.no_grad(), autocast(x.device, fast=False):  # the fast precision may err
-                reached = reached.masked_scatter(reached, objective(x[reached], rows[active[reached]], exact=True)[1])
+                sure = answer(objective(x[reached], rows[active[reached]], exact=True), int(reached.sum()))[1]
+                reached = reached.masked_scatter(reached, sure)
             result[active[reached]] = x[reached]
             going = ~reached
             active, x, g, memory = active[going], x[going], g[going], memory[going]
@@ -215,11 +267,11 @@ def _gradient(objective, x, rows):
     """Gradient of each image's loss in the image alone, the loss in float32, and what is reached."""
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
-        loss, reached = objective(x, rows)
-        if loss.shape != (len(x),) or not loss.requires_grad:
+        loss, reached = answer(objective(x, rows), len(x))
+        if not loss.requires_grad:
             none = "for a purifier that has none there is adaptive.straight_through."
-            raise Invalid(f"The loss of an objective must be (N,) and have a gradient in the images; {none}")
-        (g,) = torch.autograd.grad(loss.sum(), x)
+            raise Invalid(f"The loss of an objective must have a gradient in the images; {none}")
+        g = slope(loss, x, exact=not getattr(objective, "fast", True))
     if not g.sum().isfinite():  # cheaper than to look at each
         bad = int((~g.isfinite().flatten(1).all(1)).sum())
         if bad:

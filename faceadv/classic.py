@@ -11,6 +11,7 @@ from torchvision.transforms.functional import gaussian_blur
 from faceadv import metrics
 from faceadv.errors import Invalid
 from faceadv.images import check_images
+from faceadv.networks.common import generator
 from faceadv.store.paths import nearest
 
 __all__ = ["METHODS", "at_ssim", "blur", "mask", "noise", "pixelate"]
@@ -19,7 +20,7 @@ __all__ = ["METHODS", "at_ssim", "blur", "mask", "noise", "pixelate"]
 def blur(images: Tensor, sigma: float) -> Tensor:
     """Gaussian blur; sigma in pixels."""
     _check(images, sigma)
-    if sigma <= 0.05:  # narrower than a pixel's neighbourhood shows
+    if sigma <= 0.05:  # too narrow to reach the next pixel
         return images.clone()
     return gaussian_blur(images, 2 * int(3 * sigma + 1) + 1, [float(sigma)] * 2)
 
@@ -43,9 +44,16 @@ def mask(images: Tensor, height: float) -> Tensor:
 
 
 def noise(images: Tensor, sigma: float, seed: int = 0) -> Tensor:
-    """Gaussian noise of standard deviation ``sigma`` in [0, 1], clipped."""
+    """Gaussian noise, the result clipped to [0, 1].
+
+    Parameters
+    ----------
+    images : (N, 3, H, W) in [0, 1]
+    sigma : its standard deviation, in the same unit
+    seed : of the noise
+    """
     _check(images, sigma)
-    drawn = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
+    drawn = torch.randn(images.shape, generator=generator(seed))
     return (images + sigma * drawn.to(images)).clamp(0, 1)
 
 
@@ -56,14 +64,27 @@ def _check(images, strength):
 
 
 METHODS = {"blur": (blur, 10.0), "pixelate": (pixelate, 28.0), "mask": (mask, 112.0), "noise": (noise, 0.5)}
-SAMPLE = 100
+SAMPLE, HALVINGS = 100, 16  # images and steps of the search for a strength
 
 
-def at_ssim(name: str, images: Tensor, target: float, steps: int = 16) -> tuple[Tensor, float]:
-    """The images de-identified by METHODS[name] with the strength, by bisection, whose mean SSIM is closest to target.
+def at_ssim(name: str, images: Tensor, target: float) -> tuple[Tensor, float]:
+    """The images de-identified with the strength at which their mean SSIM is closest to a target.
 
-    Returns ``(images, strength)``, sought on about ``SAMPLE`` of the images. The strength of "pixelate" and "mask"
-    moves in whole cells and pixels, so that their SSIM is only near. ``Invalid`` unless 0 < target < 1.
+    The strength of "pixelate" and "mask" acts in whole cells and pixels, so that their SSIM is only near the target.
+
+    Parameters
+    ----------
+    name : a method of ``METHODS``
+    images : (N, 3, H, W) in [0, 1], at least one
+    target : the SSIM, between 0 and 1
+
+    Returns
+    -------
+    ``(images, strength)``; the strength is found by bisection on about ``SAMPLE`` of the images
+
+    Raises
+    ------
+    Invalid : for other arguments than these
     """
     check_images(images)
     if name not in METHODS:
@@ -77,7 +98,7 @@ def at_ssim(name: str, images: Tensor, target: float, steps: int = 16) -> tuple[
     def similar(strength):
         return metrics.ssim(method(sample, strength), sample).mean().item()
 
-    for _ in range(steps):
+    for _ in range(HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if similar(middle) > target else (low, middle)
     found = min((low, high), key=lambda strength: abs(similar(strength) - target))

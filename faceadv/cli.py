@@ -78,13 +78,13 @@ def _load(name):
 
 def _run(names, profile, overrides, out, fresh, scheduler, workers, update):
     run, profiles, names = _load("course.run"), _load("course.profiles"), list(names) or ["all"]
-    several = any("," in value for value in overrides.values())  # which may also be one list
+    several = any("," in value for value in overrides.values())  # or the value of a parameter that is a list
     several = several and len(profiles.spread(run.select(names), overrides)) > 1
     if update and (profile != "orl" or overrides):
-        raise Invalid("--update regenerates the notebooks with profile orl as it is: no other profile, no -p.")
-    if not several and (scheduler != "single" or workers):
+        raise Invalid("--update always uses the profile orl as it is: leave --profile and -p out.")
+    if not several and (scheduler != "single" or workers is not None):
         raise Invalid("--scheduler and --workers are for several values of a parameter, such as -p eps_255 1,2.")
-    # a polite kill ends like Ctrl-C, so that no kernel is left
+    # SIGTERM ends the run as Ctrl-C does, so that no kernel is left
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if update:
@@ -108,7 +108,7 @@ def _bench(profile, overrides, out, scheduler, workers):
     folder = records.place(os.path.join(out, "results"), profile, grid.NOTEBOOK).with_suffix("")
     cells = [cell for part in grid.plan(values, grid.present(values["recogniser_names"])).values() for cell in part]
     rows = grid.run(cells, grid.settings(values), folder, scheduler, workers)
-    print(f"{len(rows)} cells are in {folder}. Read them: faceadv run 07 --profile {profile} --out {out}")
+    print(f"{len(rows)} cells are in {folder}. To read them: faceadv run 07 --profile {profile} --out {out}")
 
 
 def _list(**where):
@@ -131,7 +131,8 @@ def _grade(chosen, course):
         shown = row["error"] if "error" in row else f"{row['points']:g} of {row['of']:g}"
         waits = f", to be read: {', '.join(unread)}" if unread else ""
         print(f"{row['student']} {row['assignment']}: {shown}{waits}")
-    print(f"{os.path.join(course, 'grades.csv')} has every task, {os.path.join(course, 'feedback')} the pages.")
+    table, pages = (os.path.join(course, name) for name in ("grades.csv", "feedback"))
+    print(f"All points are in {table}, feedback pages in {pages}.")
     return any("error" in row for row in rows)
 
 
@@ -145,7 +146,7 @@ def _deidentify(source, target, model):
     hidden, unknown = sum(row["protected"] for row in faces), sum(row["unseen after"] >= 1 for row in faces)
     print(
         f"{hidden} of {len(faces)} faces are no longer recognised by {model}, and {unknown} by {unseen}, "
-        f"which the protection was not made for. {os.path.join(target, deidentify.REPORT)} has the list."
+        f"a recogniser that the protection did not use. The list is in {os.path.join(target, deidentify.REPORT)}."
     )
 
 
@@ -191,7 +192,7 @@ _add(cli, "bench", _bench, "Compute the cells of notebook 07 in parallel.", ORL,
 _add(cli, "check", "course.report:report", "Whether everything here is as it should be.")
 _add(cli, "deidentify", _deidentify, "De-identify a folder of photos into a new folder.", SOURCE, TARGET, MODEL)
 _add(cli, "train", "training.loop:run", f"Train {', '.join(RECIPES)}.", NAME, LFW, RESUME, SEED, ROOT, OUT)
-_add(cli, "ship", "training.loop:ship", "Let a network that was trained here be the one that ships.", NAME, LFW, OUT)
+_add(cli, "ship", "training.loop:ship", "Put a network that was trained here into the package.", NAME, LFW, ROOT, OUT)
 _add(data, "list", _list, "The data sets, and which are here.", ROOT)
 _add(data, "fetch", "store.datasets:fetch", "Download one, checked.", NAME, ROOT)
 _add(data, "check", "store.datasets:check", "Whether one is whole.", NAME, ROOT)
@@ -200,4 +201,4 @@ _add(weights, "fetch", _weights_fetch, "Download those of one network, or all, c
 _add(weights, "check", "store.weights:check", "Whether those that are here are whole.")
 _add(sets, "release", "course.assignments:release", "Write the student versions, of all by default.", SETS, COURSE)
 _add(sets, "check", "course.assignments:check", "For students: run the tests that they can see.", NOTEBOOK)
-_add(sets, "grade", _grade, "Grade what is in COURSE/submitted/STUDENT/NAME/NAME.ipynb.", SETS, COURSE)
+_add(sets, "grade", _grade, "Grade COURSE/submitted/STUDENT/NAME/NAME.ipynb of all students.", SETS, COURSE)

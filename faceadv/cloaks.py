@@ -1,16 +1,26 @@
 """Cloaks: perturbations on photos that will later train a recogniser. Fawkes and LowKey.
 
-All take images (N, 3, H, W) in [0, 1] of any float type and extractors, whose features are their embeddings scaled to
-unit length: recognisers (``recognisers.load``), or ``adaptive.purified`` ones. They compute with a detached copy in
-float32, ``batch`` images at a time, and return images of the same shape and type, within the budget also after rounding
-to that type. They are deterministic in ``seed`` and raise ``Invalid`` for other images, for steps or a mode that make
-no sense, and for an extractor in training mode.
+All take images (N, 3, H, W) in [0, 1] of any float type and compute with a detached copy in float32, ``BATCH`` images
+at a time. They return images of the same shape and type, within the budget also after rounding to that type.
 Sources: Shan et al. 2020 (Fawkes), Cherepanova et al. 2021 (LowKey); constants of their published code.
+
+Parameters
+----------
+images : the photos to be published
+extractors : ``recognisers.load``'s or ``adaptive.purified`` ones; features are their embeddings scaled to unit length
+mode : how large the budget is: "low", "mid" or "high", for v0.3 of Fawkes "min" too
+steps : iterations, by default as many as the published code has for the mode
+seed : the same one gives the same cloak
+
+Raises
+------
+Invalid : for other images and options than these, no extractor, and an extractor in training mode
 """
 
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +28,12 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from faceadv.attacks import leave, within
-from faceadv.errors import Invalid
+from faceadv.errors import Invalid, number, whole
 from faceadv.networks import lpips
-from faceadv.networks.common import number, whole
-from faceadv.objectives import enter, evaluating
+from faceadv.networks.common import generator
+from faceadv.objectives import enter, evaluating, slope
 from faceadv.precision import has_bfloat16
+from faceadv.recognisers import Recogniser
 from faceadv.store import cache, progress
 from faceadv.store.paths import nearest
 
@@ -35,6 +46,10 @@ FAWKES_10 = {"low": (0.004, 40, 25.0), "mid": (0.012, 75, 20.0), "high": (0.017,
 PENALTY = 1e6  # weight of the squared excess over the budget
 CLIP = 15 / 255  # v1.0 changes no pixel by more
 FARTHEST = 20  # v0.3 draws its target among so many
+BATCH = 32
+SCALES = 3  # of ``multiscale``
+
+Extractor = Recogniser | SimpleNamespace
 
 
 def dssim(a: Tensor, b: Tensor) -> Tensor:
@@ -63,15 +78,26 @@ def _window(side):
     return matrix
 
 
-def features(extractor, images: Tensor, fast: bool = True) -> Tensor:
-    """Embeddings of unit length (N, D), float32; ``fast`` in bfloat16 where the extractor and the hardware allow it."""
+def features(extractor: Extractor, images: Tensor, fast: bool = True) -> Tensor:
+    """Embeddings of unit length (N, D), float32.
+
+    Parameters
+    ----------
+    extractor : whose features
+    images : (N, 3, H, W) in [0, 1]
+    fast : computed in bfloat16 where the extractor and the hardware allow it
+    """
     return F.normalize(extractor.embed(images, fast=fast).float())
 
 
-def cached(label: str, make: Callable[[Tensor], Tensor], images: Tensor, extractors: Sequence) -> Tensor:
+def cached(label: str, make: Callable[[Tensor], Tensor], images: Tensor, extractors: Sequence[Extractor]) -> Tensor:
     """``make(images)`` as a user would publish it, in 8 bits; made once and kept in the cache.
 
-    label: what is made, with its settings; the images, the extractors' weights and this module's text count as well.
+    Parameters
+    ----------
+    label : what is made, with its settings; it is a part of the cache's key, as this module's text is
+    make : the cloak, a function of the images
+    images, extractors : the key holds the images' content and the extractors' weights
     """
     photos, kinds = enter(images), [[e, getattr(e, "precision", "")] for e in extractors]
     if not len(photos):
@@ -80,14 +106,14 @@ def cached(label: str, make: Callable[[Tensor], Tensor], images: Tensor, extract
     def eight_bits(pictures):
         return (pictures.float() * 255).round().byte().cpu().numpy()
 
-    versions = [torch.__version__, photos.device.type, has_bfloat16(photos.device)]
+    versions = [cache.versions(), photos.device.type, has_bfloat16(photos.device)]
     key = cache.key(label, Path(__file__), eight_bits(photos), kinds, versions)
     published = cache.array("cloaks", "cloak", key, lambda: eight_bits(make(photos)))
     return torch.from_numpy(published).to(images.device).float().div_(255).to(images.dtype)
 
 
 def fawkes(
-    images: Tensor, extractors: Sequence, *, mode: str = "mid", steps: int | None = None, seed: int = 0, batch: int = 32
+    images: Tensor, extractors: Sequence[Extractor], *, mode: str = "mid", steps: int | None = None, seed: int = 0
 ) -> Tensor:
     """Fawkes v1.0: move the features as far as the budget of DSSIM allows, in any direction.
 
@@ -95,29 +121,37 @@ def fawkes(
     small random signs (at x itself the features have no slope); the weight of the features is halved where the budget
     is exceeded and doubled where it is not reached. After a step that exceeds it the change is shrunk back to it, which
     the published code leaves to the penalty. Each image keeps its best iterate within the budget.
-    mode: "low", "mid" or "high".
+
+    Parameters
+    ----------
+    images, extractors, mode, steps : as for all cloaks
+    seed : of the small random signs
     """
-    rho, steps, lr = _settings(extractors, mode, FAWKES_10, steps)
+    settings = _settings(extractors, mode, FAWKES_10, steps)
 
     def distance(part, rows):
         with torch.no_grad():
             clean = [features(e, part) for e in extractors]
         return lambda x: sum((features(e, x) - f).square().sum(1) for e, f in zip(extractors, clean))
 
-    return _fawkes(images, distance, rho, steps, lr, batch, CLIP, kick=int(seed))
+    return _fawkes(images, distance, settings, CLIP, kick=generator(seed))
 
 
 def fawkes_targeted(
-    images: Tensor, extractors: Sequence, targets: Sequence[Tensor], *, mode: str = "mid", steps: int | None = None,
-    batch: int = 32,
+    images: Tensor, extractors: Sequence[Extractor], targets: Sequence[Tensor], *, mode: str = "mid",
+    steps: int | None = None,
 ) -> Tensor:  # fmt: skip
     """Fawkes v0.3: move the features to t = f(x) + 2 (mean of the target's - mean of the person's own).
 
     Minimises sum_m |f_m(x') - t_m| / |t_m| + c max(DSSIM - rho, 0)²; the learning rate falls to 0.8 of itself every
-    third of the steps. targets: per extractor the shifts (N, D) as ``target_shifts`` gives them; mode: "min", "low",
-    "mid" or "high".
+    third of the steps.
+
+    Parameters
+    ----------
+    images, extractors, mode, steps : as for all cloaks
+    targets : for each extractor the shifts (N, D) as ``target_shifts`` gives them
     """
-    rho, steps, lr = _settings(extractors, mode, FAWKES_03, steps)
+    settings = _settings(extractors, mode, FAWKES_03, steps)
     if [len(shift) for shift in targets] != [len(images)] * len(extractors):
         raise Invalid(f"targets must be a tensor ({len(images)}, D) for each of the {len(extractors)} extractors.")
 
@@ -126,48 +160,56 @@ def fawkes_targeted(
             wanted = [features(e, part) + shift.detach()[rows].to(part) for e, shift in zip(extractors, targets)]
         return lambda x: -sum((features(e, x) - t).norm(dim=1) / t.norm(dim=1) for e, t in zip(extractors, wanted))
 
-    return _fawkes(images, distance, rho, steps, lr, batch)
+    return _fawkes(images, distance, settings)
 
 
 def target_shifts(own: Sequence[Tensor], public: Sequence[Tensor], labels: Tensor, seed: int = 0) -> list[Tensor]:
     """Where v0.3 sends a person: per extractor 2 (target's mean - own mean), repeated for the N photos, (N, D).
 
-    own: per extractor the ``features`` (N, D) of one person's photos; public: those (M, D) of photos of other people
-    with labels (M,). The target is drawn among the ``FARTHEST`` people from the person's mean by the first extractor.
+    The target is drawn among the ``FARTHEST`` people from the person's mean by the first extractor.
+
+    Parameters
+    ----------
+    own : for each extractor the ``features`` (N, D) of one person's photos
+    public : for each extractor those (M, D) of photos of other people
+    labels : who is on these photos, (M,)
+    seed : of the draw
     """
     means = [torch.stack([f[labels == person].mean(0) for person in labels.unique()]) for f in public]
     far = (means[0] - own[0].mean(0)).norm(dim=1).argsort(descending=True)[:FARTHEST]
-    target = far[torch.randint(len(far), (1,), generator=torch.Generator().manual_seed(seed)).item()]
+    target = far[torch.randint(len(far), (1,), generator=generator(seed)).item()]
     return [(2 * (m[target] - mine.mean(0))).expand(len(mine), -1) for m, mine in zip(means, own, strict=True)]
 
 
-def _extractors(extractors):
+def _exact(extractors):
+    """Whether one of the extractors computes in float32 alone, once they are checked."""
     if not extractors:
         raise Invalid("A cloak needs at least one extractor, for example recognisers.load('dlib').")
     evaluating(*extractors)
+    return any(getattr(e, "precision", "auto") == "float32" for e in extractors)
 
 
 def _settings(extractors, mode, modes, steps):
-    """Budget, steps and learning rate, all of them and the extractors checked."""
-    _extractors(extractors)
+    """Budget, steps, learning rate and whether gradients are in float32, all of them and the extractors checked."""
+    exact = _exact(extractors)
     if mode not in modes:
         raise Invalid(f'The mode must be one of {", ".join(modes)}, not "{mode}"{nearest(mode, modes)}.')
     rho, published, lr = modes[mode]
-    return rho, published if steps is None else whole("steps", steps, 1), lr
+    return rho, published if steps is None else whole("steps", steps, 1), lr, exact
 
 
-def _fawkes(images, distance, rho, steps, lr, batch, limit=1.0, kick=None):
+def _fawkes(images, distance, settings, limit=1.0, kick=None):
     """Adadelta on -distance + c max(DSSIM - rho, 0)² in tanh space, batch by batch.
 
-    limit: the largest change of a pixel; kick: the seed of a random first step, for a distance without a slope at x.
+    limit: the largest change of a pixel; kick: draws a random first step, for a distance without a slope at x.
     """
-    photos, generator = enter(images), torch.Generator().manual_seed(kick or 0)
+    photos, rho = enter(images), settings[0]
     done = [photos[:0]]
-    parts = torch.arange(len(photos)).split(whole("batch", batch, 1)) if len(photos) else ()
+    parts = torch.arange(len(photos)).split(BATCH) if len(photos) else ()
     for rows in progress.bar(parts, desc="cloaking", unit="batch"):
         x = photos[rows]
-        start = torch.zeros_like(x) if kick is None else 0.01 * torch.randn(x.shape, generator=generator).sign().to(x)
-        done.append(_fawkes_batch(x, start, distance(x, rows), rho, steps, lr, limit, adapt=kick is not None))
+        start = torch.zeros_like(x) if kick is None else 0.01 * torch.randn(x.shape, generator=kick).sign().to(x)
+        done.append(_fawkes_batch(x, start, distance(x, rows), settings, limit, adapt=kick is not None))
 
     project = within(limit)
     cloaked = leave(torch.cat(done), images, project)
@@ -177,7 +219,8 @@ def _fawkes(images, distance, rho, steps, lr, batch, limit=1.0, kick=None):
     return cloaked
 
 
-def _fawkes_batch(x, start, distance, rho, steps, lr, limit, adapt):
+def _fawkes_batch(x, start, distance, settings, limit, adapt):
+    rho, steps, lr, exact = settings
     anchor = torch.atanh((2 * x - 1) * (1 - 1e-5))
     change = start.requires_grad_(True)
     weight = torch.ones(len(x), device=x.device)
@@ -194,7 +237,7 @@ def _fawkes_batch(x, start, distance, rho, steps, lr, limit, adapt):
         better = (cost.detach() <= rho) & (far.detach() > farthest)
         best[better], farthest[better] = moved.detach()[better], far.detach()[better]
         loss = (PENALTY * (cost - rho).clamp_min(0).square() - weight * far).sum()
-        (change.grad,) = torch.autograd.grad(loss, change)  # and not that of whatever else has one
+        change.grad = slope(loss, change, exact)  # and not that of whatever else has one
         optimiser.step()
         with torch.no_grad():
             # DSSIM grows with the square of a small change: back onto the budget
@@ -207,35 +250,40 @@ def _fawkes_batch(x, start, distance, rho, steps, lr, limit, adapt):
 
 
 def lowkey(
-    images: Tensor, extractors: Sequence, *, steps: int = 50, alpha: float = 0.0025, price: float = 0.05,
-    smooth: bool = True, seed: int = 0, batch: int = 32,
+    images: Tensor, extractors: Sequence[Extractor], *, steps: int = 50, alpha: float = 0.0025, price: float = 0.05,
+    smooth: bool = True, seed: int = 0,
 ) -> Tensor:  # fmt: skip
     """LowKey: push the features away from the photo's, with and without a blur before the extractor, at a price.
 
-    Maximises mean_j [|f_j(x') - f(x)|² / |f(x)|] - price * distance(x', x) by sign ascent of ``alpha`` from
-    uniform noise of +-0.005; j runs over the extractors, each plain and, with ``smooth``, behind a Gaussian blur of
-    sigma 3 and 7 pixels. There is no eps; steps * alpha bounds the change. The distance is that of
-    ``perceptual``.
+    Maximises mean_j [|f_j(x') - f(x)|² / |f(x)|] - price * distance(x', x) by sign ascent from uniform noise of
+    +-0.005. j runs over the extractors, each without and with a Gaussian blur before it. The distance is that of
+    ``perceptual``. There is no eps: 0.005 + steps * alpha bounds the change.
+
+    Parameters
+    ----------
+    images, extractors : as for all cloaks
+    steps : iterations
+    alpha : the change of each pixel in a step
+    price : what a unit of the distance costs
+    smooth : whether there are the terms with a blur (7 pixels wide, sigma 3)
+    seed : of the noise
     """
-    _extractors(extractors)
-    photos, steps, batch = enter(images), whole("steps", steps, 1), whole("batch", batch, 1)
-    alpha, price, seed = number("alpha", alpha, 0, 1), number("price", price, 0), whole("seed", seed, 0)
+    exact, photos, steps = _exact(extractors), enter(images), whole("steps", steps, 1)
+    alpha, price, draw = number("alpha", alpha, 0, 1), number("price", price, 0), generator(seed)
     _, distance = perceptual(photos.device)
-    generator = torch.Generator().manual_seed(seed)
-    noise = (0.01 * torch.rand(photos.shape, generator=generator) - 0.005).to(photos)
+    noise = (0.01 * torch.rand(photos.shape, generator=draw) - 0.005).to(photos)
     done = [photos[:0]]
-    for i in progress.bar(range(0, len(photos), batch), desc="cloaking", unit="batch"):
-        x = photos[i : i + batch]
+    for i in progress.bar(range(0, len(photos), BATCH), desc="cloaking", unit="batch"):
+        x = photos[i : i + BATCH]
         with torch.no_grad():
             clean = [features(e, x) for e in extractors]
-        moved = (x + noise[i : i + batch]).clamp(0, 1)
+        moved = (x + noise[i : i + BATCH]).clamp(0, 1)
         for _ in range(steps):
             moved = moved.detach().requires_grad_(True)
             views = [moved, gaussian_blur(moved, 7, [3.0, 3.0])] if smooth else [moved]
             terms = [(features(e, v) - f).square().sum(1) for e, f in zip(extractors, clean) for v in views]
             gain = torch.stack(terms).mean(0) - price * distance(moved, x)
-            (g,) = torch.autograd.grad(gain.sum(), moved)
-            moved = (moved + alpha * g.sign()).clamp(0, 1)
+            moved = (moved + alpha * slope(gain, moved, exact).sign()).clamp(0, 1)
         done.append(moved.detach())
     return leave(torch.cat(done), images, within(0.005 + steps * alpha))
 
@@ -252,11 +300,11 @@ def perceptual(device: torch.device | str = "cpu") -> tuple[str, Callable[[Tenso
         return "1 - multi-scale SSIM", multiscale
 
 
-def multiscale(a: Tensor, b: Tensor, scales: int = 3) -> Tensor:
-    """1 - mean SSIM over ``scales`` halvings of the images, per image (N,), differentiable."""
+def multiscale(a: Tensor, b: Tensor) -> Tensor:
+    """1 - mean SSIM at full, half and a quarter of the images' size, (N,), differentiable."""
     total = 0.0
-    for i in range(scales):
-        total = total + 1 - 2 * dssim(a, b)
-        if i + 1 < scales:
+    for i in range(SCALES):
+        if i:
             a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
-    return 1 - total / scales
+        total = total + 1 - 2 * dssim(a, b)
+    return 1 - total / SCALES

@@ -1,17 +1,17 @@
 """DDNM: restore an image from a linear measurement with a diffusion prior, exact where it was measured.
 
-Source: Wang, Yu and Zhang 2023, Zero-shot image restoration using denoising diffusion null-space model (ICLR): the
-noise-free null-space step is the paper's, the step to the next time (eta) and time travel are its published code's.
-Each predicted image is clipped to [-1, 1], as in DDPM's own sampling: without it a small prior's colours run away.
-Images are (N, 3, H, W); an operator is a pair of functions (A, its pseudo-inverse A⁺) with A(A⁺(A(x))) = A(x).
-Torch's global random state stays as it is.
+Source: Wang, Yu and Zhang 2023, Zero-shot image restoration using denoising diffusion null-space model (ICLR). The
+null-space step follows the paper, for measurements without noise. The step to the next time (with eta) and time travel
+follow the code that its authors published. Each predicted image is clipped to [-1, 1], as in DDPM's own sampling,
+because otherwise a small prior's colours run away. Images are (N, 3, H, W). An operator is a pair of functions, A and
+its pseudo-inverse A⁺, with A(A⁺(A(x))) = A(x). Torch's global random state stays as it is.
 
 Parameters
 ----------
 unet, schedule : a prior as ``networks.prior.load`` gives it; its images are squares of side S
 steps : from 1 to the number of the schedule's times
 eta : the part of the noise that is new in each step, from 0 to 1 (not the eta of DDIM)
-travel_repeat : how often each step but the last is made, each time after going back by one
+travel_repeat : how often each step but the last is made; before each repetition the way goes back by one step
 seeds, seed : one number per image, or the first of 0, 1, 2 … so that an image comes out the same alone and in a batch
 scale : side of the blocks of pixels that super-resolution measures; it divides S
 stages : "both", "super-resolution" or "colourisation"
@@ -28,11 +28,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from diffusers import SchedulerMixin
 from torch import Tensor, nn
 
-from faceadv.errors import Invalid
+from faceadv.errors import Invalid, number, whole
 from faceadv.networks import prior
-from faceadv.networks.common import checked, number, whole
+from faceadv.networks.common import checked, generator
 from faceadv.precision import autocast
 
 __all__ = ["DiffPure", "Shortened", "TwoStage", "colourisation", "ddnm", "guess", "measured", "resized", "sample"]
@@ -61,7 +62,7 @@ def colourisation() -> tuple[Function, Function]:
 
 
 def times(steps: int, travel_repeat: int = 1) -> list[tuple[int, int]]:
-    """The steps' order, from steps - 1 down to 0. With travel_repeat > 1 the way goes back by one step and down again.
+    """The steps' order, from steps - 1 down to 0. With travel_repeat > 1 it goes back by one step and down again.
 
     Each entry is (from, to) in units of steps; to = -1 is the image, to > from a travel back in time.
     """
@@ -72,13 +73,22 @@ def times(steps: int, travel_repeat: int = 1) -> list[tuple[int, int]]:
     return order
 
 
-def ddnm(measured: Tensor, operator: tuple[Function, Function], unet: nn.Module, schedule, *, steps: int = 20,
-         eta: float = 0.85, travel_repeat: int = 1, seeds: Sequence[int] | None = None) -> Tensor:  # fmt: skip
+def ddnm(
+    measured: Tensor, operator: tuple[Function, Function], unet: nn.Module, schedule: SchedulerMixin, *,
+    steps: int = 20, eta: float = 0.85, travel_repeat: int = 1, seeds: Sequence[int] | None = None,
+) -> Tensor:  # fmt: skip
     """An image (N, 3, S, S) for each measurement y (N, …) in [-1, 1], whose own measurement is the same.
 
     Each step: x0 = (x_t - sqrt(1 - a_t) e) / sqrt(a_t); x0 <- x0 - A⁺(A x0 - y);
     x_s = sqrt(a_s) x0 + sqrt(1 - a_s) (eta xi + sqrt(1 - eta²) e).
-    Differentiable in ``measured``; call it under ``torch.no_grad()`` otherwise. The result is about in [-1, 1].
+    Differentiable in ``measured``; call it under ``torch.no_grad()`` if you need no gradient. The result can leave
+    [-1, 1] a little.
+
+    Parameters
+    ----------
+    measured : y, as the operator's A gives it of images in [-1, 1]
+    operator : ``(A, A⁺)``
+    unet, schedule, steps, eta, travel_repeat, seeds : see the top of this module
     """
     A, inverse = operator
     sums = schedule.alphas_cumprod.to(measured.device)
@@ -90,7 +100,7 @@ def ddnm(measured: Tensor, operator: tuple[Function, Function], unet: nn.Module,
         raise Invalid("measured must be a float tensor that the operator gives, and there must be one seed per image.")
     if copies.numel() and not copies.detach().abs().max() <= FARTHEST:  # not NaN either
         raise Invalid("measured must be of images in [-1, 1], and it holds values that are larger or not finite.")
-    draws = [torch.Generator().manual_seed(int(s)) for s in seeds]
+    draws = [generator(s) for s in seeds]
 
     def at(t):
         return sums[t * skip] if t >= 0 else sums.new_tensor(1.0)
@@ -124,7 +134,7 @@ def _check(schedule, steps, eta=0.0):
 class _Purifier(nn.Module):
     """Images (N, 3, H, W) in [0, 1] to the same: made a square of side S in [-1, 1], restored, and resized again."""
 
-    def __init__(self, unet, schedule, steps, seed):
+    def __init__(self, unet: nn.Module, schedule: SchedulerMixin, steps: int, seed: int):
         super().__init__()
         _check(schedule, steps)
         self.training = False  # itself; whether the UNet is in training mode is its owner's choice
@@ -145,9 +155,13 @@ class TwoStage(_Purifier):
     Stage 1 measures the means of ``scale`` x ``scale`` blocks of the image at the prior's side and restores; stage 2
     measures the grey of that and restores its colour. Image k of a call draws with seed + k.
     Source: the two-stage paper, section III; see notebook 06 for what it leaves open.
+
+    Parameters
+    ----------
+    unet, schedule, scale, steps, eta, stages, seed : see the top of this module
     """
 
-    def __init__(self, unet: nn.Module, schedule, scale: int = 2, steps: int = 20, eta: float = 0.85,
+    def __init__(self, unet: nn.Module, schedule: SchedulerMixin, scale: int = 2, steps: int = 20, eta: float = 0.85,
                  stages: str = "both", seed: int = 0):  # fmt: skip
         super().__init__(unet, schedule, steps, seed)
         if stages not in STAGES:
@@ -183,7 +197,10 @@ class Shortened(nn.Module):
 
 
 def measured(two_stage: TwoStage) -> Function:
-    """What the stages measure of images (N, 3, H, W), enlarged without a model: a function, for an attack on that."""
+    """A function that enlarges what the stages measure of images (N, 3, H, W) to their size again, without a network.
+
+    It is differentiable and cheap: an attack can use it in the place of the purifier.
+    """
 
     def without_model(images):
         images = checked(images)
@@ -202,16 +219,20 @@ class DiffPure(_Purifier):
 
     Source: Nie et al. 2022, Diffusion models for adversarial purification, section 3.1, with DDIM's deterministic way
     back (Song et al. 2021) where they solve a stochastic differential equation. It has at most ``time`` steps.
+
+    Parameters
+    ----------
+    unet, schedule, time, steps, seed : see the top of this module
     """
 
-    def __init__(self, unet: nn.Module, schedule, time: int = 100, steps: int = 20, seed: int = 0):
+    def __init__(self, unet: nn.Module, schedule: SchedulerMixin, time: int = 100, steps: int = 20, seed: int = 0):
         super().__init__(unet, schedule, steps, seed)
         self.time = whole("time", time, 1, len(schedule.alphas_cumprod) - 1)
 
     def restore(self, x: Tensor) -> Tensor:
         """The way there and back: (N, 3, S, S) in [-1, 1] to about the same."""
         sums = self.schedule.alphas_cumprod.to(x.device)
-        noise = _noise([torch.Generator().manual_seed(self.seed + k) for k in range(len(x))], x)
+        noise = _noise([generator(self.seed + k) for k in range(len(x))], x)
         order = torch.linspace(self.time, 0, min(self.steps, self.time) + 1).long().tolist()
         x = sums[order[0]].sqrt() * x + (1 - sums[order[0]]).sqrt() * noise
         for now, then in itertools.pairwise(order):
@@ -221,10 +242,14 @@ class DiffPure(_Purifier):
         return x
 
 
-def sample(unet: nn.Module, schedule, count: int, steps: int = 50, seed: int = 0) -> Tensor:
-    """Faces that nobody has, (count, 3, S, S) in [0, 1] on the CPU: noise, denoised by ``steps`` steps of DDIM.
+def sample(unet: nn.Module, schedule: SchedulerMixin, count: int, steps: int = 50, seed: int = 0) -> Tensor:
+    """Faces that nobody has, (count, 3, S, S) in [0, 1] on the CPU: noise, denoised by DDIM.
 
-    Image k draws with seed + k.
+    Parameters
+    ----------
+    unet, schedule, steps : see the top of this module
+    count : number of images
+    seed : image k draws with seed + k
     """
     side, device = prior.side(unet), next(unet.parameters(), torch.empty(0)).device
     nothing = torch.full((whole("count", count, 1), 3, side, side), 0.5, device=device)  # 0 in the network's range
@@ -232,11 +257,17 @@ def sample(unet: nn.Module, schedule, count: int, steps: int = 50, seed: int = 0
         return DiffPure(unet, schedule, len(schedule.alphas_cumprod) - 1, steps, seed)(nothing).cpu()
 
 
-def guess(unet: nn.Module, x: Tensor, t: int, schedule=None) -> Tensor:
-    """The prior's guess of the noise in x (N, 3, S, S) at time t: float32, computed in bfloat16 where hardware has it.
+def guess(unet: nn.Module, x: Tensor, t: int, schedule: SchedulerMixin | None = None) -> Tensor:
+    """The prior's guess of the noise in x (N, 3, S, S): float32, computed in bfloat16 where the hardware has it.
 
-    If the UNet predicts the image or v, the noise follows by the schedule, which must then be given. A learned variance
-    (three more channels) is left out.
+    A learned variance (three more channels) is left out.
+
+    Parameters
+    ----------
+    unet : of a prior
+    x : noisy images, about in [-1, 1] without their noise
+    t : the time, one of the schedule's
+    schedule : of the prior; needed if the UNet predicts the image or v, from which the noise follows
     """
     with autocast(x.device):
         out = unet(x.contiguous(memory_format=torch.channels_last), t).sample[:, :3].float()

@@ -129,11 +129,18 @@ def _measure(photo, points, written, found, known, other):
 
 
 def protect(photo: np.ndarray, matrix: np.ndarray, recogniser: Recogniser, **budget) -> np.ndarray:
-    """The photo (H, W, 3) uint8 with the face at ``matrix`` (2, 3; see ``align.similarity``) de-identified.
+    """A copy of the photo with one face de-identified, (H, W, 3) uint8.
 
-    P-FGVM (``attacks.pfgvm``; budget: as for ``folder``) on the chip, on the mean loss over ``VIEWS`` cuts. It stops
-    when all of them are at ``MARGIN`` times the recogniser's threshold from the face's own mirror image: from itself
-    the squared distance has no slope. A photo that shows nothing of the chip comes back as it is.
+    P-FGVM on the chip, on the mean loss over ``VIEWS`` cuts. It stops when all of them are at ``MARGIN`` times the
+    recogniser's threshold from the face's mirror image: the squared distance from the face itself has no slope. A photo
+    that shows nothing of the chip comes back as it is.
+
+    Parameters
+    ----------
+    photo : (H, W, 3) uint8
+    matrix : (2, 3), from the photo to the face's chip, as ``align.similarity`` gives it
+    recogniser : the one that is attacked
+    budget : as for ``folder``
     """
     if _box(matrix, photo.shape) is None:
         return photo
@@ -156,6 +163,7 @@ def protect(photo: np.ndarray, matrix: np.ndarray, recogniser: Recogniser, **bud
         loss, reached = away(shown.clamp(0, 1), views, exact)
         return loss.mean()[None], reached.all()[None]
 
+    objective.fast = away.fast
     attacked = attacks.pfgvm(chip, objective, **BUDGET | budget, stop_early=True)
     left, top, right, bottom = _box(matrix, photo.shape)  # the same at the photo's own size
     carried = _carry(attacked - chip, align.grid(_moved(matrix, left, top), (bottom - top, right - left), size))

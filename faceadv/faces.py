@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import json
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +64,7 @@ class FaceSet:
         position = {name: i for i, name in enumerate(self.names)}
         missing = [name for name in names if name not in position]
         if missing:
-            raise Invalid(f"{self.name} has no one called {', '.join(map(str, missing[:5]))}.")
+            raise Invalid(f"{self.name} has no one called {', '.join(map(str, missing[:5]))}: see its names.")
         new = torch.full((len(self.names),), -1)
         new[[position[name] for name in names]] = torch.arange(len(names))
         kept = self[(new[self.labels] >= 0).numpy()]
@@ -82,11 +81,10 @@ class FaceSet:
 
 
 def load(name: str | Path, root: str | Path | None = None) -> FaceSet:
-    """Load a set of faces, aligning it on first use.
+    """Load a set of faces. Its photos are aligned on first use; those without a chip are listed in ``.skipped``.
 
-    name: "orl", "lfw" or a folder of NAME/*.jpg|png; root: folder with data sets (default ``FACEADV_DATA``).
-    Raises ``Missing`` if the photos are not there and ``Failed`` if more than 5 % of them had to be skipped;
-    skipped photos are listed in ``.skipped``.
+    name: "orl", "lfw" or a folder of NAME/*.jpg|png; root: folder with data sets, by default ``FACEADV_DATA``.
+    Raises ``Missing`` if the photos are not there, and ``Failed`` if more than 5 % of them gave no chip.
     """
     folder, photos = datasets.photos(name, root)
     make = functools.partial(_build, str(name), folder, photos)
@@ -109,7 +107,7 @@ def load(name: str | Path, root: str | Path | None = None) -> FaceSet:
 
 def fingerprint(name: str | Path, root: str | Path | None = None) -> str:
     """A hash that changes whenever ``load`` could give other chips. Arguments as for ``load``, ``Missing`` too."""
-    detector = [version("facenet-pytorch"), align.MTCNN_SETTINGS, align.SECOND_LOOK]
+    detector = [cache.versions(), align.MTCNN_SETTINGS, align.SECOND_LOOK]
     return cache.key(align.VERSION, np.round(align.TEMPLATE, 6), detector, datasets.fingerprint(name, root))
 
 
@@ -132,7 +130,7 @@ def _build(name, folder, photos, home):
         some = "; ".join(f"{photo}: {reason}" for photo, reason in skipped[:5])
         raise Failed(
             f"{len(skipped)} of {len(photos)} photos of {name} gave no chip, more than "
-            f"{MAX_SKIPPED:.0%} ({some}{'; …' if len(skipped) > 5 else ''})."
+            f"{MAX_SKIPPED:.0%} ({some}{'; …' if len(skipped) > 5 else ''}): remove them, or put better ones there."
         )
     np.save(home / "chips.npy", chips[: len(kept)])
     del chips

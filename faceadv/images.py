@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from faceadv.errors import Invalid
+from faceadv.errors import Invalid, whole
 
 __all__ = ["check_images", "from_pil", "jpeg", "quantise", "to_pil"]
 
@@ -25,18 +25,20 @@ def check_images(images: torch.Tensor) -> None:
 
 
 def quantise(images: torch.Tensor) -> torch.Tensor:
-    """The images after 8-bit rounding, as a PNG would keep them: (N, 3, H, W) in [0, 1]."""
+    """The images (N, 3, H, W) in [0, 1] after 8-bit rounding, as a PNG would keep them."""
     return (images * 255).round() / 255
 
 
 def jpeg(images: torch.Tensor, quality: int) -> torch.Tensor:
-    """The images as float32 after JPEG with chroma at half resolution. quality: 1 to 95, or ``Invalid``."""
-    if quality not in range(1, 96):
-        raise Invalid(f"The quality of JPEG is a whole number from 1 to 95, not {quality!r}.")
+    """The images (N, 3, H, W) as float32 after JPEG with chroma at half resolution.
+
+    quality: 1 to 95; ``Invalid`` for another one.
+    """
+    quality = whole("quality", quality, 1, 95)
     saved = torch.empty(images.shape)
     for i, image in enumerate(images):
         file = io.BytesIO()
-        to_pil(image).save(file, "JPEG", quality=int(quality))
+        to_pil(image).save(file, "JPEG", quality=quality)
         saved[i] = from_pil(Image.open(file))
     return saved.to(images.device)
 

@@ -1,5 +1,7 @@
 """How far apart two images are, and how sure a number is."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from scipy.stats import binomtest
@@ -10,6 +12,7 @@ from faceadv.errors import Invalid
 __all__ = ["bootstrap", "l2", "linf", "rate", "ssim"]
 
 AT_ONCE = 2**22  # numbers drawn in one go by the bootstrap
+Numbers = Sequence | np.ndarray | torch.Tensor  # (N,)
 
 
 def l2(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -37,15 +40,22 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def bootstrap(values, groups=None, repeats: int = 2000, seed: int = 0, level: float = 0.95) -> tuple:
-    """Mean with a percentile bootstrap interval: ``(mean, low, high)``; the last two are None for one value or group.
+def bootstrap(
+    values: Numbers, groups: Numbers | None = None, repeats: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean with a 95 % percentile bootstrap interval: ``(mean, low, high)``.
+
+    A single value or group has no interval: low and high are then NaN, which a record and a figure take for "none".
 
     Parameters
     ----------
-    values : (N,) numbers as a list, array or tensor; ``Invalid`` if there are none
+    values : (N,) numbers
     groups : (N,) labels; whole groups are drawn then, because photos of one person are not independent
     repeats, seed : number of draws, and their seed
-    level : share of the draws within the interval
+
+    Raises
+    ------
+    Invalid : if there are no values
     """
     values = _home(values).astype(float)
     if not len(values):
@@ -53,21 +63,31 @@ def bootstrap(values, groups=None, repeats: int = 2000, seed: int = 0, level: fl
     groups = np.arange(len(values)) if groups is None else np.unique(_home(groups), return_inverse=True)[1]
     sums, counts = np.bincount(groups, values), np.bincount(groups)
     if len(sums) < 2:
-        return float(values.mean()), None, None
+        return float(values.mean()), np.nan, np.nan
     generator, rows, means = np.random.default_rng(seed), max(1, AT_ONCE // len(sums)), []
     for start in range(0, repeats, rows):  # drawn in parts, the numbers are the same as drawn at once
         draws = generator.integers(len(sums), size=(min(rows, repeats - start), len(sums)))
         means.append(sums[draws].sum(1) / counts[draws].sum(1))
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(np.concatenate(means), [(1 - 0.95) / 2, (1 + 0.95) / 2])
     return float(values.mean()), float(low), float(high)
 
 
-def rate(hits, groups, seed: int = 0) -> tuple[float, float, float]:
-    """Share of hits (N,) bool with a 95 % interval over groups (N,): ``(share, low, high)``.
+def rate(hits: Numbers, groups: Numbers, seed: int = 0) -> tuple[float, float, float]:
+    """Share of hits with a 95 % interval over groups: ``(share, low, high)``.
 
-    A bootstrap over groups. Where all hits are equal it would say [0, 0] or [1, 1], as if that were certain, so there
-    it is the exact binomial interval (Clopper and Pearson 1934) with one trial per group. Where a single group has
-    hits and misses, it says nothing about others: the interval is [0, 1].
+    The interval is a bootstrap over groups. If all hits are equal, a bootstrap would give [0, 0] or [1, 1], as if that
+    were certain. The interval is then the exact binomial one (Clopper and Pearson 1934) with one trial per group. A
+    single group with hits and misses says nothing about other groups: the interval is [0, 1].
+
+    Parameters
+    ----------
+    hits : (N,) bool
+    groups : (N,) labels, as for ``bootstrap``
+    seed : of the draws
+
+    Raises
+    ------
+    Invalid : if there are no hits and no misses
     """
     hits, groups = _home(hits).astype(bool), _home(groups)
     if len(hits) and (hits.all() or not hits.any()):
@@ -75,7 +95,7 @@ def rate(hits, groups, seed: int = 0) -> tuple[float, float, float]:
         interval = binomtest(people if hits.all() else 0, people).proportion_ci(0.95, method="exact")
         return float(hits.mean()), float(interval.low), float(interval.high)
     share, low, high = bootstrap(hits, groups, seed=seed)
-    return (share, 0.0, 1.0) if low is None else (share, low, high)
+    return (share, 0.0, 1.0) if np.isnan(low) else (share, low, high)
 
 
 def _home(values):

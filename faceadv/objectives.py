@@ -4,9 +4,10 @@ An objective is called with images (N, 3, H, W) and ``rows`` (N,), their positio
 returns ``(loss, reached)``: a loss (N,) that the attack descends, differentiable in the images, and whether each
 image already does what is wanted (N,) bool. With ``exact=True`` both are in float32, else in the fast precision of the
 recogniser. Any function of this form is an objective. Its attribute ``fast``, True if there is none, says whether it
-may compute in the fast precision at all.
+may compute in the fast precision at all; without it the gradient is in float32 too.
 """
 
+import contextlib
 import dis
 import inspect
 import types
@@ -18,26 +19,40 @@ from torch import nn
 
 from faceadv.errors import Invalid
 from faceadv.images import check_images
-from faceadv.networks.common import whole
 from faceadv.precision import autocast
+from faceadv.recognisers import Recogniser
 
 __all__ = ["Objective", "dodging", "impersonation", "success", "targeted", "untargeted"]
 
 Objective = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+BATCH = 64  # images per forward pass where nothing else is asked for
 
 
-def dodging(recogniser, references: torch.Tensor, threshold: float | None = None) -> Objective:
+def dodging(recogniser: Recogniser, references: torch.Tensor, threshold: float | None = None) -> Objective:
     """Push each image away from its reference: loss = -d², reached when d >= threshold.
 
-    references: embeddings (N, D) of the photos with which the images would be matched; threshold: a distance,
-    ``recogniser.threshold`` by default. At d = 0 the gradient of d² is 0, so an image must not be its own reference (or
-    the attack must start at random).
+    At d = 0 the gradient of d² is 0, so an image must not be its own reference (or the attack must start at random).
+
+    Parameters
+    ----------
+    recogniser : the one that is attacked
+    references : embeddings (N, D) of the photos with which the images would be matched, one row per image
+    threshold : a distance, by default the recogniser's own
+
+    Raises
+    ------
+    Invalid : for references that are no embeddings; when called, for an image without a reference
     """
     return _verification(recogniser, references, threshold, away=True)
 
 
-def impersonation(recogniser, references: torch.Tensor, threshold: float | None = None) -> Objective:
-    """Pull each image towards its reference: loss = d², reached when d < threshold. Parameters as in ``dodging``."""
+def impersonation(recogniser: Recogniser, references: torch.Tensor, threshold: float | None = None) -> Objective:
+    """Pull each image towards its reference: loss = d², reached when d < threshold.
+
+    Parameters
+    ----------
+    recogniser, references, threshold : as in ``dodging``, and the same errors
+    """
     return _verification(recogniser, references, threshold, away=False)
 
 
@@ -50,7 +65,7 @@ def _verification(recogniser, references, threshold, away):
     def objective(images, rows, exact=False):
         evaluating(recogniser)
         embeddings = recogniser.embed(images, fast=not exact)
-        wanted = references[rows.to(references.device)].to(embeddings.device)
+        wanted = _rows(references, rows, "references").to(embeddings.device)
         # squared: smooth where d = 0, and the same direction for signed steps, because d grows with its square
         squared = (embeddings - wanted).square().sum(1)
         if away:
@@ -64,14 +79,27 @@ def _verification(recogniser, references, threshold, away):
 def targeted(classifier: Callable, labels: torch.Tensor, fast: bool = True) -> Objective:
     """Make ``classifier`` say the target labels: loss = cross-entropy to them, reached when argmax = target.
 
-    classifier: from images to logits (N, people); labels: (N,) of any integer type; fast: gradients in bfloat16 where
-    the hardware has it. Raises ``Invalid`` for other labels and for a classifier in training mode, at each call too.
+    Parameters
+    ----------
+    classifier : from images to logits (N, people)
+    labels : the targets (N,) of any integer type
+    fast : loss and gradient in bfloat16 where the hardware has it
+
+    Raises
+    ------
+    Invalid : for other labels and for a classifier in training mode; when called, for an image without a label too
     """
     return _classification(classifier, labels, fast, towards=True)
 
 
 def untargeted(classifier: Callable, labels: torch.Tensor, fast: bool = True) -> Objective:
-    """Make ``classifier`` miss the true labels: loss = -cross-entropy, reached when argmax differs. As ``targeted``."""
+    """Make ``classifier`` miss the true labels: loss = -cross-entropy, reached when argmax differs.
+
+    Parameters
+    ----------
+    classifier, fast : as in ``targeted``, and the same errors
+    labels : the true labels (N,) of any integer type
+    """
     return _classification(classifier, labels, fast, towards=False)
 
 
@@ -83,7 +111,7 @@ def _classification(classifier, labels, fast, towards):
         evaluating(classifier)
         with autocast(images.device, fast and not exact):
             logits = classifier(images.float()).float()
-        wanted = labels[rows.to(labels.device)].to(logits.device)
+        wanted = _rows(labels, rows, "labels").to(logits.device)
         loss = F.cross_entropy(logits, wanted, reduction="none")
         said = logits.detach().argmax(1)
         return (loss, said == wanted) if towards else (-loss, said != wanted)
@@ -92,16 +120,45 @@ def _classification(classifier, labels, fast, towards):
     return objective
 
 
+def _rows(values, rows, what):
+    """The references or labels of the images at ``rows``, which must not be more than there are."""
+    rows = rows.to(values.device)
+    if len(rows) and rows.max() >= len(values):
+        raise Invalid(f"Each image needs one of the {what}, and there are only {len(values)} {what}.")
+    return values[rows]
+
+
 @torch.no_grad()
-def success(objective: Objective, images: torch.Tensor, batch: int = 64) -> torch.Tensor:
+def success(objective: Objective, images: torch.Tensor) -> torch.Tensor:
     """Whether each image (N, 3, H, W) reaches the objective, in float32: (N,) bool, on the CPU."""
     images, rows = enter(images), torch.arange(len(images))
     evaluating(objective)
     hits = [torch.zeros(0, dtype=torch.bool)]
     with autocast(images.device, fast=False):
-        for part in rows.split(whole("batch", batch, 1)) if len(rows) else ():
-            hits.append(objective(images[part], part, exact=True)[1].cpu())
+        for part in rows.split(BATCH) if len(rows) else ():
+            hits.append(answer(objective(images[part], part, exact=True), len(part))[1].cpu())
     return torch.cat(hits)
+
+
+def answer(given: tuple, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What an objective has given for ``count`` images. Raises ``Invalid`` unless it is two tensors (count,)."""
+    shapes = [getattr(part, "shape", None) for part in given] if isinstance(given, tuple) else []
+    if shapes != [(count,)] * 2 or not all(isinstance(part, torch.Tensor) for part in given):
+        raise Invalid("An objective must return (loss, reached), two tensors with one number for each image.")
+    return given
+
+
+def slope(loss: torch.Tensor, x: torch.Tensor, exact: bool) -> torch.Tensor:
+    """The gradient of the sum of the losses in x, in the shape of x.
+
+    Parameters
+    ----------
+    loss : of any shape
+    x : what it was computed from
+    exact : without TensorFloat-32, which the context of the loss keeps out of the forward pass alone
+    """
+    with autocast(x.device, fast=False) if exact else contextlib.nullcontext():
+        return torch.autograd.grad(loss.sum(), x)[0]
 
 
 def enter(images: torch.Tensor) -> torch.Tensor:
@@ -110,7 +167,7 @@ def enter(images: torch.Tensor) -> torch.Tensor:
     return images.detach().float()
 
 
-def integers(labels) -> torch.Tensor:
+def integers(labels: torch.Tensor) -> torch.Tensor:
     """Labels (N,) of any integer type as int64. Raises ``Invalid`` for others and for negative ones."""
     labels = torch.as_tensor(labels)
     if labels.ndim != 1 or labels.dtype == torch.bool or labels.is_floating_point() or (labels.long() < 0).any():

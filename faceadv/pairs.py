@@ -1,7 +1,6 @@
 """Pairs of faces to verify, and who may be trained and tested on."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -38,16 +37,16 @@ def all_pairs(faces: FaceSet) -> Pairs:
     return Pairs(first, second, faces.labels[first] == faces.labels[second], torch.zeros_like(first))
 
 
-def lfw_view2(faces: FaceSet, root: str | Path | None = None) -> Pairs:
+def lfw_view2(faces: FaceSet) -> Pairs:
     """LFW's View 2 as published: 10 folds of 300 same and 300 different pairs. ``faces`` is all of LFW."""
-    return _read_lfw(faces, lfw_file("pairs.txt", root))
+    return _read_lfw(faces, lfw_file("pairs.txt"))
 
 
-def lfw_view1(faces: FaceSet, which: str = "test", root: str | Path | None = None) -> Pairs:
+def lfw_view1(faces: FaceSet, which: str = "test") -> Pairs:
     """LFW's View 1 as published: 500 + 500 pairs for "test", 1,100 + 1,100 for "train". ``faces`` is all of LFW."""
     if which not in ("train", "test"):
         raise Invalid(f'which must be "train" or "test", not {which!r}.')
-    return _read_lfw(faces, lfw_file(f"pairsDev{which.title()}.txt", root))
+    return _read_lfw(faces, lfw_file(f"pairsDev{which.title()}.txt"))
 
 
 def _read_lfw(faces, path):
@@ -71,21 +70,32 @@ def _read_lfw(faces, path):
     return Pairs(first, second, same.bool(), fold, dropped)
 
 
-def calibration_and_test(faces: FaceSet, root: str | Path | None = None) -> tuple[Pairs, Pairs]:
+def calibration_and_test(faces: FaceSet) -> tuple[Pairs, Pairs]:
     """Pairs to choose a threshold on, and pairs of other people to report: ``(calibration, test)``.
 
     LFW: View 1's training and test pairs as published. Any other set: all pairs within the first and within the
     second half of its people.
     """
     if faces.name == "lfw":
-        return lfw_view1(faces, "train", root), lfw_view1(faces, "test", root)
+        return lfw_view1(faces, "train"), lfw_view1(faces, "test")
     pairs, late = all_pairs(faces), faces.labels >= len(faces.names) // 2
     first, second = late[pairs.first], late[pairs.second]
     return pairs[~first & ~second], pairs[first & second]
 
 
 def sample(pairs: Pairs, per_kind: int, seed: int = 0) -> Pairs:
-    """``per_kind`` same and as many different pairs, drawn without replacement; ``Invalid`` if there are fewer."""
+    """Some same and as many different pairs, drawn without replacement.
+
+    Parameters
+    ----------
+    pairs : to draw from
+    per_kind : how many of each kind
+    seed : of the draw
+
+    Raises
+    ------
+    Invalid : if there are fewer pairs of a kind
+    """
     generator = torch.Generator().manual_seed(seed)
     chosen = []
     for kind in (True, False):
@@ -115,14 +125,25 @@ def lfw_people(faces: FaceSet, which: str) -> list[str]:
 
 
 def triples(labels: torch.Tensor, count: int, draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rows of sources, of targets, photos of other people, and of a second photo of each target: three (count,) int64.
+    """Draw sources, targets who are other people, and a second photo of each target.
 
-    labels: (N,) integers of any type. A target with a single photo is its own second. Raises ``Invalid`` if there
-    are fewer than two people.
+    Parameters
+    ----------
+    labels : (N,) integers of any type, the person in each photo
+    count : how many triples
+    draw : a generator of random numbers on the CPU
+
+    Returns
+    -------
+    sources, targets, seconds : (count,) int64 each, positions in ``labels``; a person's only photo is its own second
+
+    Raises
+    ------
+    Invalid : if there are fewer than two people
     """
     labels = torch.as_tensor(labels)
     if len(labels.unique()) < 2:
-        raise Invalid("A target is another person than the source, so that two people at least are needed.")
+        raise Invalid("The target must be another person than the source: give photos of at least two people.")
     sources = torch.randint(len(labels), (count,), generator=draw)
     targets, seconds = [], []
     for row in sources.tolist():

@@ -14,15 +14,26 @@ __all__ = ["compute"]
 
 
 def compute(
-    function: Callable, items: Iterable, scheduler: str = "single", workers: int | None = None, **options
+    function: Callable, items: Iterable, scheduler: str = "single", workers: int | None = None, **options: object
 ) -> Iterator[tuple]:
     """Yield ``(item, function(item, **options))``, in the order in which they are done.
 
-    scheduler: "single" (this process), "local" (``workers`` processes on this machine, by default one for each
-    processor that this process may use), or the address of a Dask scheduler, whose workers must have this package and
-    the data. An item whose worker dies is given to another worker. An item that has lost four workers is tried once
-    more at the end, alone, because an item beside it may have been the cause. Raises ``Failed`` if it then kills its
-    worker again, or if the scheduler does not answer, and whatever the function raises.
+    An item whose worker dies is given to another worker. An item that has lost four workers is tried once more at the
+    end, alone, because an item beside it may have been the cause.
+
+    Parameters
+    ----------
+    function, options : what to compute; its first argument is an item
+    items : all of them, of any type
+    scheduler : "single" (this process), "local" (several processes on this machine), or the address of a Dask
+        scheduler, whose workers must have this package and the data
+    workers : how many processes "local" has; by default one for each processor that this process may use
+
+    Raises
+    ------
+    Invalid : for fewer than one worker
+    Failed : if the scheduler does not answer, or if an item kills its worker again when it is alone
+    Exception : whatever the function raises
     """
     if workers is not None and workers < 1:
         raise Invalid(f"The number of workers must be 1 or more, not {workers}.")
@@ -43,17 +54,20 @@ def _client(scheduler, workers):
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.dict(os.environ))  # Dask leaves settings in it
+        cluster = None
+        if scheduler == "local":
+            threads.settle()  # before the workers import torch
+            # Dask would give workers, and this process, OMP_NUM_THREADS=1; and on a busy machine they start slowly
+            patience = {"distributed.nanny.pre-spawn-environ": {}, "distributed.comm.timeouts.connect": "5min"}
+            stack.enter_context(dask.config.set(patience))
+            options = {"dashboard_address": None, "silence_logs": 50, "memory_limit": 0}
+            made = distributed.LocalCluster(n_workers=workers, threads_per_worker=1, **options)
+            cluster = stack.enter_context(made)
         try:
-            cluster = None
-            if scheduler == "local":
-                threads.settle()  # before the workers import torch
-                # Dask would give workers, and this process, OMP_NUM_THREADS=1
-                with dask.config.set({"distributed.nanny.pre-spawn-environ": {}}):
-                    options = {"dashboard_address": None, "silence_logs": 50, "memory_limit": 0}
-                    made = distributed.LocalCluster(n_workers=workers, threads_per_worker=1, **options)
-                    cluster = stack.enter_context(made)
             client = distributed.Client(cluster or scheduler, timeout="5s", set_as_default=False)
         except (OSError, ValueError) as e:  # a ValueError is an address without a port
+            if cluster:
+                raise
             raise Failed(f'No Dask scheduler answers at "{scheduler}": start one with `dask scheduler`.') from e
         # each worker has a share of the cores; two that took all of them would be slower than one
         cores = min(torch.get_num_threads(), threads.cores())

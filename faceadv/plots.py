@@ -33,14 +33,29 @@ def theme() -> None:
 
 
 def picture(axis: Axes, image: torch.Tensor, title: str = "", below: str = "") -> None:
-    """One image (3, H, W) on an axis, without ticks, with a title above and the text ``below`` under it."""
+    """One image on an axis, without ticks.
+
+    Parameters
+    ----------
+    axis : to draw on
+    image : (3, H, W)
+    title, below : texts above and below the image
+    """
     axis.imshow(image.detach().cpu().float().clamp(0, 1).permute(1, 2, 0).numpy(), vmin=0, vmax=1)
     axis.set(xticks=[], yticks=[], title=title, xlabel=below)
     sns.despine(ax=axis, left=True, bottom=True)
 
 
 def grid(images: torch.Tensor, titles: Sequence[str] | None = None, columns: int = 10, size: float = 1.1) -> Figure:
-    """Images (N, 3, H, W) in rows of ``columns``, each with its title; ``size`` is an image's in inches."""
+    """Images in rows.
+
+    Parameters
+    ----------
+    images : (N, 3, H, W)
+    titles : N texts, above the images
+    columns : images per row
+    size : width of an image in inches
+    """
     rows, height = -(-len(images) // columns), size * (1.25 if titles else 1.0)
     figure, axes = plt.subplots(rows, columns, figsize=(size * columns, height * rows), squeeze=False)
     for axis in axes.flat:
@@ -50,12 +65,22 @@ def grid(images: torch.Tensor, titles: Sequence[str] | None = None, columns: int
     return figure
 
 
-def attacks(original, perturbed, reference, captions: Sequence[tuple[str, str]], k=10, size=1.9) -> Figure:
+def attacks(
+    original: torch.Tensor,
+    perturbed: torch.Tensor,
+    reference: torch.Tensor,
+    captions: Sequence[tuple[str, str]],
+    k: float = 10,
+) -> Figure:
     """One row per image: original | perturbed | perturbation x k around grey | reference.
 
-    original, perturbed, reference: images (N, 3, H, W); captions: N pairs of texts, below the first and the second;
-    size: of an image, in inches.
+    Parameters
+    ----------
+    original, perturbed, reference : (N, 3, H, W) each
+    captions : N pairs of texts, below the first and the second image
+    k : how many times the perturbation is enlarged
     """
+    size = 1.9  # of an image, in inches
     figure, axes = plt.subplots(len(original), 4, figsize=(4 * size, 1.18 * size * len(original)), squeeze=False)
     images = (part.detach().cpu() for part in (original, perturbed, reference))
     for row, (x, y, z, (before, after)) in enumerate(zip(*images, captions)):
@@ -67,20 +92,34 @@ def attacks(original, perturbed, reference, captions: Sequence[tuple[str, str]],
 
 
 def curves(axis: Axes, x: Sequence[float], series: Mapping[str, Sequence[tuple]]) -> None:
-    """Lines with 95 % bands over x; series: a list of (mean, low, high) for each label, where None is no number."""
+    """Lines with 95 % bands.
+
+    Parameters
+    ----------
+    axis : to draw on
+    x : positions of the points
+    series : for each label a list of (mean, low, high), where None or NaN stands for "no number"
+    """
     for i, (label, points) in enumerate(series.items()):
         numbers = [[np.nan if value is None else float(value) for value in point] for point in points]
         _line(axis, i, label, x, *np.array(numbers).T)
 
 
-def sweep(table: pd.DataFrame, parameter: str, names: Sequence[str], label: str | None = None) -> Figure:
-    """How some numbers of a sweep's table (``run.sweep``) follow one parameter; label: of the vertical axis."""
+def sweep(table: pd.DataFrame, parameter: str, names: Sequence[str]) -> Figure:
+    """How some numbers of a sweep depend on one parameter.
+
+    Parameters
+    ----------
+    table : of ``course.run.sweep``
+    parameter : the column of the table that is the horizontal axis
+    names : of the numbers, all of one unit
+    """
     figure, axis = plt.subplots(figsize=(6, 3))
     for i, name in enumerate(names):
         rows = table[table["name"] == name].astype({parameter: float, "low": float, "high": float})
         rows = rows.sort_values(parameter)
         _line(axis, i, name, rows[parameter], rows["value"], rows["low"], rows["high"])
-    axis.set(xlabel=parameter, ylabel=label or rows["unit"].iloc[0])
+    axis.set(xlabel=parameter, ylabel=rows["unit"].iloc[0])
     figure.set_layout_engine("tight")  # or the legend would be cut off in a file
     return figure
 
@@ -100,10 +139,16 @@ def signed(gradient: torch.Tensor) -> torch.Tensor:
 
 
 def slider(images: Sequence[torch.Tensor], labels: Sequence[str], description: str, still: Figure) -> None:
-    """A slider over images (3, H, W); where there is no kernel, the figure ``still`` takes its place.
+    """A slider over images; where there is no kernel, a figure takes its place.
 
-    Both travel in one output, and each viewer shows the best that it can. images, labels: one of each for every
-    position; description: the text before the slider; still: is closed, so that it is not shown twice.
+    Both are in one output, and each viewer shows the best that it can.
+
+    Parameters
+    ----------
+    images : (3, H, W) each, one for each position of the slider
+    labels : one text for each position
+    description : the text before the slider
+    still : the figure; it is closed, so that it is not shown twice
     """
     frames = [to_pil(image.float().clamp(0, 1))._repr_png_() for image in images]
     picture = ipywidgets.Image(value=frames[0], format="png", width=280)

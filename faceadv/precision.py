@@ -32,9 +32,9 @@ def has_bfloat16(device: torch.device | str) -> bool:
 
 @contextlib.contextmanager
 def autocast(device: torch.device | str, fast: bool = True) -> Iterator[None]:
-    """A context in which networks compute in bfloat16 if ``fast`` and the device has it, else in float32.
+    """A context in which networks compute in bfloat16 if ``fast`` and the device has it, otherwise in float32.
 
-    Without ``fast`` it is float32 all the way down: no TensorFloat-32, and a context within this one that asks for
+    Without ``fast`` everything in it is float32: no TensorFloat-32, and a context within this one that asks for
     bfloat16 does not get it.
     """
     device, exact = torch.device(device), _exact.get() or not fast

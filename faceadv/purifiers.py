@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from faceadv import classic, ddnm, precision
 from faceadv import images as image_ops
-from faceadv.errors import Invalid
+from faceadv.errors import Invalid, number, whole
 from faceadv.networks import prior as prior_network
 from faceadv.networks import puface, resgn
-from faceadv.networks.common import checked, number, whole
+from faceadv.networks.common import checked, generator
 from faceadv.store.paths import nearest
 
 __all__ = ["Filter", "Randomization", "bit_depth", "blur", "jpeg", "load", "median", "total_variation"]
@@ -102,7 +102,7 @@ class Randomization(nn.Module):
 
     def __init__(self, seed: int = 0):
         super().__init__()
-        self.generator = torch.Generator().manual_seed(whole("seed", seed, 0))
+        self.generator = generator(seed)
 
     def forward(self, images: Tensor) -> Tensor:
         images = checked(images)
@@ -135,23 +135,34 @@ PURIFIERS = {
     **dict.fromkeys(("two-stage", "super-resolution", "colourisation"), ddnm.TwoStage),
     "diffpure": ddnm.DiffPure,
 }
+FIXED = {"super-resolution": {"stages"}, "colourisation": {"stages", "scale"}}  # options that a stage alone has not
 
 
 def load(name: str, device: torch.device | str = "cpu", **options) -> nn.Module:
     """A purifier by name: a module from images (N, 3, H, W) in [0, 1] to the same, frozen, in evaluation mode.
 
-    Options go to the purifier: ``load("jpeg", quality=50)``; ``prior`` of the diffusions is a name for
-    ``networks.prior.load``. Raises ``Invalid`` for an unknown name or option, or an option's value that makes no sense.
+    Parameters
+    ----------
+    name : one of ``PURIFIERS``
+    device : where its networks are; "auto" is the GPU if there is one
+    options : of the purifier, as in ``load("jpeg", quality=50)``; ``prior`` of the diffusions is a name for
+        ``networks.prior.load``
+
+    Raises
+    ------
+    Invalid : for an unknown name or option, and for an option's value that makes no sense
     """
     if name not in PURIFIERS:
         known = ", ".join(PURIFIERS)
         raise Invalid(f'There is no purifier "{name}"{nearest(name, PURIFIERS)}; there are {known}.')
-    make, device = PURIFIERS[name], precision.device(device)
-    if name in ddnm.STAGES:
-        make = functools.partial(make, stages=name)
-    if "unet" in inspect.signature(make).parameters:
-        make = functools.partial(make, *prior_network.load(options.pop("prior", "shipped")))
-    wrong = options.keys() - inspect.signature(make).parameters
-    if wrong:
+    make = PURIFIERS[name]
+    taken, prior = set(inspect.signature(make).parameters), ()
+    if "unet" in taken:
+        taken = taken - {"unet", "schedule"} | {"prior"}
+    if wrong := options.keys() - (taken - FIXED.get(name, set())):
         raise Invalid(f'The purifier "{name}" has no option {", ".join(sorted(wrong))}.')
-    return make(**options).to(device).eval().requires_grad_(False)
+    if "prior" in taken:
+        prior = prior_network.load(options.pop("prior", "shipped"))
+    if name in FIXED:
+        options["stages"] = name
+    return make(*prior, **options).to(precision.device(device)).eval().requires_grad_(False)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from faceadv.errors import Invalid
+from faceadv.faces import FaceSet
 from faceadv.images import check_images
 from faceadv.networks import dlib, facenet, mobile
 from faceadv.precision import autocast
@@ -31,7 +32,7 @@ class Recogniser(nn.Module):
     network : (N, 3, H, W) float32 in [0, 1] to (N, D)
     threshold : two chips at a smaller distance are said to show one person
     unit : whether embeddings are scaled to unit length
-    precision : "auto": what attacks embed, by ``fast=True``, is in bfloat16 where the hardware has it; or "float32"
+    precision : "auto": with ``embed(fast=True)``, as in attacks, bfloat16 where the hardware has it; "float32": never
     """
 
     def __init__(self, name: str, network: nn.Module, threshold: float, unit: bool = False, precision: str = "auto"):
@@ -49,8 +50,8 @@ class Recogniser(nn.Module):
     def embed(self, images: torch.Tensor, fast: bool = False) -> torch.Tensor:
         """Embeddings (N, D) float32 of float images (N, 3, H, W) RGB in [0, 1], differentiable.
 
-        fast: bfloat16 where ``precision`` and the hardware allow it; scores are always taken without, in float32
-        whatever the type of the images. Raises ``Invalid`` for anything else than such images.
+        fast: compute in bfloat16 where ``precision`` and the hardware allow it. Everything that is scored is computed
+        without it, in float32, whatever the type of the images. Raises ``Invalid`` for anything but such images.
         """
         check_images(images)
         with autocast(images.device, fast and self.precision == "auto"):
@@ -71,7 +72,16 @@ class Recogniser(nn.Module):
 def load(name: str, device: str | torch.device = "cpu", precision: str = "auto") -> Recogniser:
     """Load a recogniser: "dlib" and "mobile" ship with the packages, "facenet-…" must be fetched first.
 
-    Raises ``Invalid`` for an unknown name, ``Missing`` if its weights are not there.
+    Parameters
+    ----------
+    name : one of ``NAMES``
+    device : where it computes
+    precision : see ``Recogniser``
+
+    Raises
+    ------
+    Invalid : for an unknown name
+    Missing : if its weights are not there
     """
     if name == "dlib":
         network, threshold, unit = dlib.load(), 0.6, False  # the author's threshold
@@ -86,13 +96,16 @@ def load(name: str, device: str | torch.device = "cpu", precision: str = "auto")
 
 
 @torch.no_grad()
-def embed_all(recogniser: Recogniser, images, batch: int = 32) -> torch.Tensor:
-    """Embeddings (N, D) float32 on the CPU of many images, in batches and without gradients.
+def embed_all(recogniser: Recogniser, images: torch.Tensor | np.ndarray | FaceSet, batch: int = 32) -> torch.Tensor:
+    """Embeddings (N, D) float32 on the CPU of many images, without gradients.
 
-    images: a tensor as ``embed`` takes it, an 8-bit array or tensor (N, 3, H, W), or a FaceSet.
+    Parameters
+    ----------
+    recogniser : one of ``load``
+    images : a tensor as ``embed`` takes it, an 8-bit array or tensor (N, 3, H, W), or a FaceSet
+    batch : how many are embedded at once
     """
-    # a FaceSet's chips stay on the disk, its ``images`` would all be in memory
-    images = images.chips if hasattr(images, "chips") else getattr(images, "images", images)
+    images = getattr(images, "chips", images)  # they stay on the disk; a FaceSet's ``images`` would all be in memory
     device = _device(recogniser)
     starts = range(0, max(1, len(images)), batch)  # no images make one empty batch
     if len(images) > MANY:
@@ -100,9 +113,9 @@ def embed_all(recogniser: Recogniser, images, batch: int = 32) -> torch.Tensor:
     return torch.cat([recogniser.embed(_floats(images[i : i + batch]).to(device)).cpu() for i in starts])
 
 
-def embed_faces(recogniser: Recogniser, faces) -> torch.Tensor:
+def embed_faces(recogniser: Recogniser, faces: FaceSet) -> torch.Tensor:
     """``embed_all`` of a FaceSet, kept in the cache by a hash of the chips and of the network's weights."""
-    key = cache.key(torch.__version__, _device(recogniser).type, recogniser.unit, fingerprint(recogniser), faces.chips)
+    key = cache.key(cache.versions(), _device(recogniser).type, recogniser.unit, fingerprint(recogniser), faces.chips)
     made = cache.array("embeddings", recogniser.name, key, lambda: embed_all(recogniser, faces.chips).numpy())
     return torch.from_numpy(made)
 

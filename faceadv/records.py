@@ -4,29 +4,49 @@ import json
 import math
 import platform
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from importlib import metadata
 from pathlib import Path
+from typing import SupportsFloat
 
 import pandas as pd
 import psutil
 
-from faceadv.errors import Invalid
+from faceadv import __version__
+from faceadv.errors import Invalid, Missing
 from faceadv.store import threads
 from faceadv.store.paths import nearest, replacing
 
 __all__ = ["collect", "differences", "markdown", "number", "place", "read", "table", "write"]
 
-PACKAGES = ("faceadv", "numpy", "torch", "torchvision", "pillow", "scikit-learn", "scipy")
+PACKAGES = ("numpy", "torch", "torchvision", "pillow", "scikit-learn", "scipy")
+Number = SupportsFloat | None  # of Python, NumPy or torch
 
 
-def number(name: str, value, low=None, high=None, n=None, paper: float | str | None = None, **texts: str) -> dict:
-    """One measured number, as a record keeps it, with its 95 % interval and the sample size n.
+def number(
+    name: str,
+    value: Number,
+    low: Number = None,
+    high: Number = None,
+    n: Number = None,
+    paper: float | str | None = None,
+    **texts: str,
+) -> dict:
+    """One measured number, as a record keeps it.
 
-    value, low, high, n: numbers of Python, NumPy or torch, or None; paper: what the paper reports, a number or a text;
-    texts: ``unit``, ``how`` it was made, and a ``note``. Raises ``Invalid`` for a number that is not finite; only for
-    low and high NaN means that there is none, because pandas writes it so.
+    Parameters
+    ----------
+    name : of the number; no other number of the record has it
+    value : what was measured
+    low, high : its 95 % interval; NaN means that there is none, as None does
+    n : the sample size
+    paper : what the paper reports, a number or a text
+    texts : ``unit``, ``how`` the number was made, and a ``note``
+
+    Raises
+    ------
+    Invalid : if the value or n is not finite
     """
     if texts.keys() - {"unit", "how", "note"}:
         raise TypeError(f"The texts of a number are unit, how and note, not {', '.join(texts)}.")
@@ -37,24 +57,53 @@ def number(name: str, value, low=None, high=None, n=None, paper: float | str | N
         entry = whole[key] = entry.item() if hasattr(entry, "item") else entry
         if isinstance(entry, float):
             if not math.isfinite(entry):
-                raise Invalid(f"The {key} of {name} is {entry}, which a record cannot hold: say None, and why in note.")
+                raise Invalid(
+                    f"The {key} of {name} is {entry}, which no record can hold: give None, and say why in note."
+                )
             whole[key] = float(f"{entry:.6g}")
     return whole
 
 
 def place(results_dir: str | Path, profile: str, notebook: str) -> Path:
-    """Where the record of a notebook and profile belongs: RESULTS_DIR/PROFILE/NOTEBOOK.json."""
+    """Where a record belongs: RESULTS_DIR/PROFILE/NOTEBOOK.json.
+
+    Parameters
+    ----------
+    results_dir : the folder of all records
+    profile : the parameters that the notebook ran with
+    notebook : its name without ".ipynb"
+    """
     return Path(results_dir) / profile / f"{notebook}.json"
 
 
 def write(
-    path: str | Path, *, notebook: str, profile: str, seed: int, numbers: list, data="", device="cpu", timings=None
+    path: str | Path,
+    *,
+    notebook: str,
+    profile: str,
+    seed: int,
+    numbers: Sequence[dict],
+    data: object = "",
+    device: object = "cpu",
+    timings: Mapping | None = None,
 ) -> dict:
-    """Write a record, whole or not at all, and return it. Raises ``Invalid`` if two numbers have the same name.
+    """Write a record, whole or not at all, and return it.
 
-    numbers: from ``number``; data: the faces, how many, the settings, whatever JSON can hold. What differs from run to
-    run is kept apart under ``run``: date, versions, ``device``, ``timings`` (a dict of what else was timed), and
-    ``seconds``, which is the age of this process, a notebook's kernel.
+    What differs from run to run is kept apart under ``run``: the date, versions, the device, timings, and ``seconds``,
+    which is the age of this process (a notebook's kernel).
+
+    Parameters
+    ----------
+    path : from ``place``
+    notebook, profile, seed : what ran, and with what
+    numbers : from ``number``
+    data : the faces, how many, the settings: whatever JSON can hold
+    device : on which it ran, a text or a torch device
+    timings : what else was timed
+
+    Raises
+    ------
+    Invalid : if two numbers have the same name
     """
     seen = [entry["name"] for entry in numbers]
     twice = sorted({name for name in seen if seen.count(name) > 1})
@@ -66,7 +115,8 @@ def write(
         "seconds": round(time.time() - process.create_time(), 1),
         "device": str(device),
         "cores": threads.cores(),
-        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version(), "faceadv": __version__}
+        | {name: metadata.version(name) for name in PACKAGES},
     }
     record = {"notebook": notebook, "profile": profile, "seed": seed, "data": data}
     record["numbers"] = [number(**entry) for entry in numbers]
@@ -78,20 +128,26 @@ def write(
 
 
 def read(path: str | Path) -> dict:
-    """The record in a file. Raises ``FileNotFoundError`` if there is none, ``Invalid`` if the file is no record."""
+    """The record in a file. Raises ``Missing`` if there is no file, ``Invalid`` if the file is not a record."""
     path = Path(path)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         _ = [entry["name"] for entry in record["numbers"]]
+    except FileNotFoundError as e:
+        made = f"faceadv run {path.stem} --profile {path.parent.name}"
+        raise Missing(f"There is no record {path}: its notebook writes it, run {made}.") from e
     except (ValueError, KeyError, TypeError) as e:
-        raise Invalid(f"{path.name} is not a record.") from e
+        raise Invalid(f"{path.name} is not a record: delete it and run its notebook again.") from e
     return record
 
 
 def differences(a: Mapping | str | Path, b: Mapping | str | Path, rtol: float = 0) -> list[str]:
-    """Where the numbers of two records, or of their files, differ: one line each, none if they are the same.
+    """The differences between the numbers of two records: one line for each, none if they are the same.
 
-    Values and intervals may differ by a share ``rtol``. Errors as for ``read``.
+    Parameters
+    ----------
+    a, b : records or their files, with the errors of ``read``
+    rtol : the share by which values and intervals may differ
     """
     a, b = (
         {entry["name"]: entry for entry in (record if isinstance(record, dict) else read(record))["numbers"]}
@@ -108,10 +164,10 @@ def differences(a: Mapping | str | Path, b: Mapping | str | Path, rtol: float = 
 
 
 def table(record: Mapping, names: Iterable[str] | Mapping[str, str] | None = None) -> pd.DataFrame:
-    """The numbers of a record as a table to display: ours with its interval beside the paper's.
+    """The numbers of a record as a table to display: our number with its interval beside the paper's.
 
-    ``names`` picks rows in that order: a list of names, or a dict of names and the words to show instead. Raises
-    ``Invalid`` for a name that the record does not have.
+    names: the rows in their order, all by default: a list of names, or a dict of names and the words to show instead.
+    Raises ``Invalid`` for a name that the record does not have.
     """
     entries = {entry["name"]: entry for entry in record["numbers"]}
     names = list(entries) if names is None else names
@@ -128,9 +184,9 @@ def table(record: Mapping, names: Iterable[str] | Mapping[str, str] | None = Non
 
 
 def collect(places: Iterable[tuple[Mapping, Path]]) -> pd.DataFrame:
-    """The numbers of several records in one table: one number per row, the varied parameters as its first columns.
+    """The numbers of several records in one table: one number per row, the varied parameters in the first columns.
 
-    places: pairs of the parameters of a run and its record's file. Errors as for ``read``.
+    places: pairs of the parameters of a run and the file of its record. Errors as for ``read``.
     """
     columns, rows = ("name", "value", "low", "high", "n", "unit"), []
     for values, place in places:
@@ -146,9 +202,9 @@ def _shown(value):
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def markdown(record: Mapping, names: Iterable[str] | Mapping[str, str] | None = None) -> str:
-    """What ``table`` gives, in Markdown."""
-    frame = table(record, names)
+def markdown(record: Mapping) -> str:
+    """What ``table`` gives for all numbers of a record, in Markdown."""
+    frame = table(record)
     rows = [["number", *frame.columns], ["---"] * (1 + len(frame.columns)), *frame.reset_index().astype(str).values]
     lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
     return "\n".join(lines) + "\n"

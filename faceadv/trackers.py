@@ -11,36 +11,62 @@ from torch import Tensor
 
 from faceadv import classifiers
 from faceadv.errors import Invalid
+from faceadv.networks.common import generator
 
 __all__ = ["end_to_end", "judge", "logistic_regression", "nearest_neighbour", "split"]
 
 
 def split(labels: Tensor, seed: int = 10, share: float = 0.7) -> Tensor:
-    """Which photos train: a mask (N,) of ``share`` (between 0 and 1) of each person's photos, drawn by ``seed``."""
+    """Which photos train: a mask (N,), drawn for each person anew.
+
+    Parameters
+    ----------
+    labels : who is on the photos, (N,)
+    seed : of the draw
+    share : of each person's photos that train; it lies between 0 and 1, or ``Invalid``
+    """
     if not 0 < share < 1:
         raise Invalid(f"share must lie between 0 and 1, not {share!r}.")
-    generator = torch.Generator().manual_seed(seed)
+    draw = generator(seed)
     mask = torch.zeros(len(labels), dtype=torch.bool)
     for person in labels.unique():
         places = torch.where(labels == person)[0]
-        order = torch.randperm(len(places), generator=generator)
+        order = torch.randperm(len(places), generator=draw)
         mask[places[order[: round(share * len(places))]]] = True
     return mask
 
 
 def nearest_neighbour(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
-    """For each test embedding (M, D) the label of the nearest of the training embeddings (N, D): (M,)."""
-    return labels[torch.cdist(test, train).argmin(1)]
+    """For each test embedding the label of the nearest training embedding: (M,).
+
+    Parameters
+    ----------
+    train, labels : embeddings (N, D) and labels (N,) to learn from
+    test : embeddings (M, D)
+    """
+    return labels[torch.cdist(test, train).argmin(1).to(labels.device)]
 
 
 def logistic_regression(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
-    """Labels (M,) of test embeddings by a linear head: standardised, multinomial logistic regression."""
+    """Labels (M,) of test embeddings by a linear head: standardised, multinomial logistic regression.
+
+    Parameters
+    ----------
+    train, labels, test : as in ``nearest_neighbour``
+    """
     people, rows = labels.unique(return_inverse=True)
-    return people[classifiers.linear_head(train, rows, scaled=True)(test).argmax(1)]
+    return people[classifiers.linear_head(train, rows, scaled=True)(test).argmax(1).to(people.device)]
 
 
 def end_to_end(train: Tensor, labels: Tensor, test: Tensor, epochs: int = 8, seed: int = 0) -> Tensor:
-    """Labels (M,) of test chips by a small network trained from nothing on training chips (Model A of notebook 02)."""
+    """Labels (M,) of test chips by Model A of notebook 02, a small network that is trained from nothing.
+
+    Parameters
+    ----------
+    train, labels : chips (N, 3, S, S) in [0, 1] and labels (N,) to learn from
+    test : chips (M, 3, S, S)
+    epochs, seed : of the training
+    """
     model, _ = classifiers.model_a(train, labels, int(labels.max()) + 1, epochs=epochs, seed=seed)
     return classifiers.logits(model, test).argmax(1)
 
@@ -50,12 +76,24 @@ def judge(
 ) -> tuple[Tensor, Tensor]:
     """Attack success and normal accuracy, one user (or group of users) cloaking at a time.
 
-    natural, cloaked: what the tracker may train on, embeddings or chips of all N photos (behind a purifier, if there is
-    one), without and with a cloak; tested: the same photos as they are shown to the tracker later, always without a
-    cloak. train: the mask of ``split``; users: labels of those who cloak, or lists of labels who cloak at once.
-    Returns ``(success, normal)``, each (number of users,): the share of the user's own test photos that get a wrong
-    name, and the share of the test photos of those who do not cloak that get the right one, NaN if everybody cloaks.
-    Raises ``Invalid`` for a user without a test photo.
+    Parameters
+    ----------
+    tracker : a function of training data, their labels and test data to labels, such as ``nearest_neighbour``
+    natural, cloaked : what the tracker may train on, embeddings or chips of all N photos without and with a cloak
+        (behind a purifier, if there is one)
+    tested : the same photos as they are shown to the tracker later, always without a cloak
+    labels : who is on the photos, (N,)
+    train : the mask of ``split``
+    users : labels of those who cloak, or lists of labels of those who cloak at once
+
+    Returns
+    -------
+    ``(success, normal)``, each with one number per user: the share of the user's own test photos that get a wrong name,
+    and the share of the other people's test photos that get the right one, NaN if everybody cloaks
+
+    Raises
+    ------
+    Invalid : for a user without a test photo
     """
     success, normal = [], []
     for user in users:

@@ -1,7 +1,10 @@
 """Verification: distances of pairs, thresholds, and the protocols that report them.
 
-Throughout, ``distances`` (P,) are those of P pairs, and ``same`` (P,) says whether a pair shows one person.
+Everywhere in this module ``distances`` (P,) are those of P pairs, and ``same`` (P,) says of each pair whether it shows
+one person: bool, or integers 0 and 1.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,11 +17,19 @@ from faceadv.recognisers import Recogniser
 __all__ = ["accuracy", "best_threshold", "pair_distances", "rank1", "roc", "ten_folds", "threshold_at_far"]
 
 AT_ONCE = 2**22  # numbers of a temporary result: 16 MB
+Flags = Sequence | np.ndarray | torch.Tensor
 
 
 @torch.no_grad()
 def pair_distances(recogniser: Recogniser, embeddings: torch.Tensor, pairs: Pairs) -> np.ndarray:
-    """Distances (P,) float64 between the embeddings (N, D), on any device, of the two photos of each pair."""
+    """Distances (P,) float64 between the embeddings of the two photos of each pair.
+
+    Parameters
+    ----------
+    recogniser : whose distance is used
+    embeddings : (N, D) of the N photos, on any device
+    pairs : P pairs of positions in ``embeddings``
+    """
     rows, distances = max(1, AT_ONCE // max(1, embeddings.shape[1])), np.empty(len(pairs))
     for start in range(0, len(pairs), rows):  # all at once, LFW's pairs would need 10 GB
         part = slice(start, start + rows)
@@ -27,18 +38,24 @@ def pair_distances(recogniser: Recogniser, embeddings: torch.Tensor, pairs: Pair
     return distances
 
 
-def accuracy(distances: np.ndarray, same, threshold: float) -> float:
-    """Share of pairs on the right side of the threshold: same below it, different at or above."""
+def accuracy(distances: np.ndarray, same: Flags, threshold: float) -> float:
+    """Share of pairs on the right side of the threshold: same pairs below it, different pairs at or above it.
+
+    Parameters
+    ----------
+    distances, same : see the top of this module
+    threshold : in units of the distances
+    """
     return float(((distances < threshold) == np.asarray(same, dtype=bool)).mean())
 
 
-def best_threshold(distances: np.ndarray, same) -> float:
+def best_threshold(distances: np.ndarray, same: Flags) -> float:
     """The threshold of highest accuracy; midway between the two distances that it separates.
 
     Raises ``Invalid`` if there are no pairs.
     """
     if not len(distances):
-        raise Invalid("A threshold cannot be chosen on no pairs.")
+        raise Invalid("A threshold cannot be chosen without pairs: give at least one.")
     order = np.argsort(distances, kind="stable")
     d, right = np.asarray(distances)[order], np.asarray(same, dtype=bool)[order]
     # cut i accepts the i smallest distances; equal distances cannot be parted
@@ -60,10 +77,21 @@ def threshold_at_far(different_distances: np.ndarray, far: float) -> float:
     return float(distances[int(len(distances) * far)])
 
 
-def ten_folds(distances: np.ndarray, same, fold) -> tuple[float, float, np.ndarray]:
-    """LFW's protocol: the threshold from all folds but one, the accuracy on that one. fold: (P,) integers.
+def ten_folds(distances: np.ndarray, same: Flags, fold: Flags) -> tuple[float, float, np.ndarray]:
+    """LFW's protocol: for each fold, the accuracy on it at the best threshold of all other folds.
 
-    Returns ``(mean, standard error, accuracies)``; the error is the standard deviation over folds / sqrt(folds).
+    Parameters
+    ----------
+    distances, same : see the top of this module
+    fold : (P,) integers, the fold of each pair
+
+    Returns
+    -------
+    mean, standard error, accuracies : the error is the standard deviation over folds / sqrt(folds)
+
+    Raises
+    ------
+    Invalid : if there is a single fold
     """
     same, fold = np.asarray(same, dtype=bool), np.asarray(fold)
     accuracies = []
@@ -74,7 +102,7 @@ def ten_folds(distances: np.ndarray, same, fold) -> tuple[float, float, np.ndarr
     return accuracies.mean(), accuracies.std(ddof=1) / np.sqrt(len(accuracies)), accuracies
 
 
-def roc(distances: np.ndarray, same) -> tuple[np.ndarray, np.ndarray, float]:
+def roc(distances: np.ndarray, same: Flags) -> tuple[np.ndarray, np.ndarray, float]:
     """False accept rates, true accept rates and the area under the curve."""
     far, tar, _ = roc_curve(np.asarray(same, dtype=bool), -np.asarray(distances))
     return far, tar, float(roc_auc_score(np.asarray(same, dtype=bool), -np.asarray(distances)))
@@ -87,7 +115,7 @@ def rank1(embeddings: torch.Tensor, labels: torch.Tensor) -> float:
     Raises ``Invalid`` if there are fewer than two photos.
     """
     if len(embeddings) < 2:
-        raise Invalid("The nearest other photo needs two photos at least.")
+        raise Invalid("There is no nearest other photo: give at least two photos.")
     rows, nearest = max(1, AT_ONCE // len(embeddings)), []
     for start in range(0, len(embeddings), rows):
         distances = torch.cdist(embeddings[start : start + rows], embeddings)

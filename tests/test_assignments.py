@@ -1,9 +1,12 @@
 """Problem sets: the reference gets all points, a blank one none, plausible wrong answers lose what they should."""
 
+import contextlib
 import csv
+import io
 import logging
 import os
 import re
+import warnings
 
 import nbformat
 import pytest
@@ -190,19 +193,52 @@ def dedent(text):
     return re.sub(r"(?m)^ {12}", "", text).strip()
 
 
-@pytest.fixture(scope="module", params=assignments.names())
-def graded(request, tmp_path_factory):
-    """A problem set released, and handed in by several: the source, the student version, and the rows of grades."""
-    name, course = request.param, tmp_path_factory.mktemp(request.param)
-    (path,) = assignments.release([name], course)
-    source = nbformat.read(assignments.SOURCE / name / f"{name}.ipynb", 4)
-    reference = {key: cell.source for key, cell in cells(source).items() if cell.metadata.nbgrader.solution}
-    given = reference.get("step", "").partition("\n\n\n")[2]  # what the text gives after the student's part
-    wrong = {key: reference | {key: dedent(text).replace("{restore}", given)} for key, (text, _) in WRONG[name].items()}
-    if name == "ps1":
-        reference["ifgsm"] = NOISY
-    for student, answers in {"reference": reference, "blank": {}, "deleted": {}, **wrong}.items():
-        notebook = nbformat.read(path, 4)
+def source(name):
+    return nbformat.read(assignments.SOURCE / name / f"{name}.ipynb", 4)
+
+
+def solutions(notebook):
+    return {key: cell.source for key, cell in cells(notebook).items() if cell.metadata.nbgrader.solution}
+
+
+def failures(notebook, *several):
+    """For each dict of answers in place of some cells, the cells that fail when all run in this process, in order.
+
+    What comes before the first of these answers runs only once, because it is the same for all.
+    """
+    code = {key: cell.source for key, cell in cells(notebook).items() if cell.cell_type == "code"}
+    before, place = {}, {}
+
+    def failing(answers, place, keys):
+        found = set()
+        for key in keys:
+            before.setdefault(key, dict(place))
+            try:
+                exec(compile(answers.get(key, code[key]), key, "exec"), place)
+            except Exception:
+                found.add(key)
+        return found
+
+    with warnings.catch_warnings(action="ignore"), contextlib.redirect_stderr(io.StringIO()):
+        assert failing({}, place, code) == set()
+        for answers in several:
+            first = next(key for key in code if key in answers)
+            yield failing(answers, dict(before[first]), list(code)[list(code).index(first) :])
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory):
+    """A course in which all problem sets were handed in, ps1 by several: its folder, and the rows of grades."""
+    course = tmp_path_factory.mktemp("course")
+    paths = {path.stem: path for path in assignments.release([], course)}
+    assert list(paths) == assignments.names()
+    handed_in = {(name, "reference"): solutions(source(name)) for name in paths}
+    key, (wrong, _) = next(iter(WRONG["ps1"].items()))
+    handed_in |= {("ps1", "blank"): {}, ("ps1", "deleted"): {}}
+    handed_in["ps1", "wrong"] = handed_in["ps1", "reference"] | {key: dedent(wrong)}
+    handed_in["ps1", "reference"] = handed_in["ps1", "reference"] | {"ifgsm": NOISY}
+    for (name, student), answers in handed_in.items():
+        notebook = nbformat.read(paths[name], 4)
         if student == "deleted":  # a deleted test is no passed one
             notebook.cells = [cell for cell in notebook.cells if "-seen" not in cell.metadata.nbgrader.grade_id]
         for key, text in answers.items():
@@ -210,49 +246,71 @@ def graded(request, tmp_path_factory):
         place = course / "submitted" / student / name / f"{name}.ipynb"
         place.parent.mkdir(parents=True)
         nbformat.write(notebook, place)
-    marks = course / "marks.csv"
-    marks.write_text(f"student,assignment,question,marks,comment\nreference,{name},words,2.5,What about JPEG?\n")
-    rows = {row["student"]: row for row in assignments.grade([name], course)}
-    return name, course, source, nbformat.read(path, 4), rows
+    marks = "".join(f"reference,{name},words,2.5,What about JPEG?\n" for name in paths)
+    (course / "marks.csv").write_text(f"student,assignment,question,marks,comment\n{marks}")
+    return course, {(row["assignment"], row["student"]): row for row in assignments.grade([], course)}
 
 
-def test_the_reference_gets_all_points_and_a_blank_one_none(graded):
-    name, course, source, _, rows = graded
-    points = {k: c.metadata.nbgrader.points for k, c in cells(source).items() if c.metadata.nbgrader.grade}
+def points_of(name):
+    marked = {key: cell.metadata.nbgrader for key, cell in cells(source(name)).items()}
+    return {key: kind.points for key, kind in marked.items() if kind.grade}
+
+
+@pytest.mark.parametrize("name", assignments.names())
+def test_the_reference_gets_all_points(course, name):
+    folder, rows = course
+    points, row = points_of(name), rows[name, "reference"]
     assert sum(points.values()) >= 12
     tests = {key: value for key, value in points.items() if key != "words"}
-    assert {key: rows["reference"][key] for key in tests} == tests
-    assert rows["reference"]["words"] == 2.5
-    assert rows["reference"]["points"] == sum(tests.values()) + 2.5
-    assert rows["reference"]["of"] == sum(points.values())
-    for student in ("blank", "deleted"):
-        assert {key: rows[student][key] for key in points} == dict.fromkeys(points, 0)
-    page = course / "feedback" / "reference" / name / f"{name}.html"
+    assert {key: row[key] for key in tests} == tests
+    assert row["words"] == 2.5
+    assert row["points"] == sum(tests.values()) + 2.5
+    assert row["of"] == sum(points.values())
+    page = folder / "feedback" / "reference" / name / f"{name}.html"
     assert "What about JPEG?" in page.read_text()
-    with open(course / "grades.csv", newline="") as file:
-        table = {row["student"]: row for row in csv.DictReader(file)}
-    assert float(table["reference"]["points"]) == rows["reference"]["points"]
-    assert table[next(iter(WRONG[name]))]["words"] == ""  # nobody has read it yet
+    with open(folder / "grades.csv", newline="") as file:
+        table = {(line["assignment"], line["student"]): line for line in csv.DictReader(file)}
+    assert float(table[name, "reference"]["points"]) == row["points"]
 
 
-def test_wrong_answers_pass_what_students_see_and_lose_the_hidden_points(graded):
-    name, _, source, _, rows = graded
-    points = {k: c.metadata.nbgrader.points for k, c in cells(source).items() if c.metadata.nbgrader.grade}
-    assert len(WRONG[name]) >= 2
-    for student, (_, lost) in WRONG[name].items():
-        found = {key for key in points if key != "words" and rows[student][key] == 0}
-        assert found == lost, student
-        assert all("HIDDEN" in cells(source)[key].source for key in lost)
-        # what students see does not give it away
-        assert all(rows[student][key] == points[key] for key in points if key.endswith("-seen"))
+def test_others_get_no_points_for_what_is_blank_deleted_or_wrong(course):
+    folder, rows = course
+    points, (lost,) = points_of("ps1"), next(iter(WRONG["ps1"].values()))[1]
+    for student in ("blank", "deleted"):
+        assert {key: rows["ps1", student][key] for key in points} == dict.fromkeys(points, 0)
+    assert {key: rows["ps1", "wrong"][key] for key in points} == points | {lost: 0, "words": None}
+    with open(folder / "grades.csv", newline="") as file:
+        (line,) = (line for line in csv.DictReader(file) if line["student"] == "wrong")
+    assert line["words"] == ""  # nobody has read it yet
 
 
-def test_the_student_version_holds_no_solution_and_no_hidden_test(graded):
-    _, _, source, released, _ = graded
+@pytest.mark.parametrize("name", assignments.names())
+def test_wrong_answers_pass_what_students_see_and_lose_the_hidden_points(course, name):
+    notebook, tests = source(name), points_of(name).keys() - {"words"}
+    released = nbformat.read(course[0] / "release" / name / f"{name}.ipynb", 4)
+    reference, blank = solutions(notebook), solutions(released)
+    given = reference.get("step", "").partition("\n\n\n")[2]  # what the text gives after the student's part
+    wrong = {key: {key: dedent(text).replace("{restore}", given)} for key, (text, _) in WRONG[name].items()}
+    assert len(wrong) >= 2
+    *found, failed = failures(notebook, *wrong.values(), blank)
+    assert failed & tests == tests  # a blank answer gets nothing
+    assert dict(zip(wrong, found)) == {key: lost for key, (_, lost) in WRONG[name].items()}
+    for lost in found:
+        assert all("HIDDEN" in cells(notebook)[key].source for key in lost)
+        assert not any(key.endswith("-seen") for key in lost)  # what students see does not give it away
+    # right answers pass without the hidden tests as well
+    for key, text in reference.items():
+        cells(released)[key].source = text
+    assert list(failures(released)) == []
+
+
+@pytest.mark.parametrize("name", assignments.names())
+def test_the_student_version_holds_no_solution_and_no_hidden_test(course, name):
+    notebook, released = source(name), nbformat.read(course[0] / "release" / name / f"{name}.ipynb", 4)
     text = "\n".join(cell.source for cell in released.cells)
-    public = re.sub(r"(?s)### BEGIN.*?### END", "", "\n".join(cell.source for cell in source.cells))
+    public = re.sub(r"(?s)### BEGIN.*?### END", "", "\n".join(cell.source for cell in notebook.cells))
     assert not re.search("SOLUTION|HIDDEN|Model answer", text)
-    for key, cell in cells(source).items():
+    for key, cell in cells(notebook).items():
         kind = cell.metadata.nbgrader
         if kind.solution and kind.grade:
             assert "YOUR ANSWER HERE" in cells(released)[key].source
@@ -267,32 +325,26 @@ def test_the_student_version_holds_no_solution_and_no_hidden_test(graded):
         assert key == "words" or not cell.metadata.nbgrader.grade or "(" in cell.source, key
 
 
-def test_a_student_who_is_right_is_told_so(graded):
-    name, course, *_ = graded
-    place = course / "submitted" / "reference" / name / f"{name}.ipynb"
-    assert assignments.check(place) == [(True, f"{name}.ipynb passes all tests that you can see.")]
-
-
-@pytest.mark.parametrize("graded", ["ps1"], indirect=True)
-def test_a_student_can_check_and_is_told_what_is_missing(graded, capsys, monkeypatch):
-    name, course, *_ = graded
-    place = course / "submitted"
+def test_a_student_can_check_and_is_told_what_is_missing(course, tmp_path, capsys, monkeypatch):
+    right = course[0] / "submitted" / "reference" / "ps1" / "ps1.ipynb"
+    assert assignments.check(right) == [(True, "ps1.ipynb passes all tests that you can see.")]
+    released = course[0] / "release" / "ps1" / "ps1.ipynb"
+    changed = nbformat.read(released, 4)
+    cells(changed)["ifgsm-seen"].source = "pass"
+    nbformat.write(changed, tmp_path / "changed.ipynb")
     monkeypatch.setenv("NBGRADER_EXECUTION", "mine")
     before = dict(os.environ), logging.getLogger("traitlets").level
-    assert cli.main(["assignments", "check", str(course / "release" / name / f"{name}.ipynb")]) == 1
+    assert cli.main(["assignments", "check", str(released)]) == 1
     out = capsys.readouterr().out
     assert "NotImplementedError" in out
     assert "<span" not in out
     assert (dict(os.environ), logging.getLogger("traitlets").level) == before
-    changed = nbformat.read(course / "release" / name / f"{name}.ipynb", 4)
-    cells(changed)["ifgsm-seen"].source = "pass"
-    nbformat.write(changed, place / "changed.ipynb")
-    assert cli.main(["assignments", "check", str(place / "changed.ipynb")]) == 1
+    assert cli.main(["assignments", "check", str(tmp_path / "changed.ipynb")]) == 1
     assert "it is locked, undo your change" in capsys.readouterr().out
-    copied = nbformat.read(course / "release" / name / f"{name}.ipynb", 4)
+    copied = nbformat.read(released, 4)
     copied.cells.append(nbformat.from_dict({**cells(copied)["ifgsm"], "id": "copy"}))
-    nbformat.write(copied, place / "copied.ipynb")
-    assert cli.main(["assignments", "check", str(place / "copied.ipynb")]) == 1
+    nbformat.write(copied, tmp_path / "copied.ipynb")
+    assert cli.main(["assignments", "check", str(tmp_path / "copied.ipynb")]) == 1
     assert 'the cell "ifgsm" is there twice' in capsys.readouterr().out
 
 

@@ -6,13 +6,17 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from faceadv import cli
+from faceadv import cli, cloaks, faces, recognisers
+from faceadv.benchmark import cell
+from faceadv.course import run
 from faceadv.errors import Failed
 from faceadv.store import cache
 
@@ -159,6 +163,25 @@ def test_a_failure_leaves_nothing(root):
     assert os.listdir(root / "room") == []
 
 
+def test_a_lock_is_waited_for_or_refused(caplog):
+    def enter(wait):
+        with cache.lock("name", "Somebody is at work.", wait):
+            return "entered"
+
+    with ThreadPoolExecutor(2) as pool:
+        with cache.lock("name"), cache.lock("name"):  # the same thread may
+            with pytest.raises(Failed, match=r"^Somebody is at work\.$"):
+                pool.submit(enter, False).result()
+            assert caplog.messages == []
+            waiting = pool.submit(enter, True)
+            while not caplog.messages:
+                time.sleep(0.01)
+            assert not waiting.done()
+        assert waiting.result() == "entered"
+    assert caplog.messages == ["Somebody is at work."]
+    assert enter(False) == "entered"
+
+
 def test_two_processes_at_once_make_it_once(root, tmp_path):
     code = (
         "import sys, time; import numpy as np; from faceadv.store import cache\n"
@@ -300,12 +323,18 @@ def test_a_key_tells_apart_what_differs(tmp_path):
     layer = torch.nn.Conv2d(3, 3, 3, padding=1)
     strided = torch.nn.Conv2d(3, 3, 3, padding=1, stride=2)
     strided.load_state_dict(layer.state_dict())
+    another = torch.nn.Conv2d(3, 3, 3, padding=1)
+    another.load_state_dict(layer.state_dict())
+    another.scale = 2.0  # an option that is neither a weight nor in its text
+    inside, without = torch.nn.Sequential(another), torch.nn.Sequential(layer)
+    half = torch.ones(2, dtype=torch.bfloat16)
     zeros = np.zeros((2, 3), np.float32)
     different = [
         *([], [[]], {}, None, False, True, 0, 1, 1.5, "", "1", "True", "null", b"", b"1", "bytes 1 1"),
         *([1, 2], [[1, 2]], [1, [2]], [[1], 2], [12], ["1", "2"], {"a": 1}, {"a": "1"}, ["a", 1], [["a", 1]], {1: 1}),
         *(zeros, zeros.T, zeros[:0], zeros.astype(np.float64), zeros.astype(np.int32), zeros + 1, zeros.reshape(-1)),
         *(-zeros, np.array(0.0), tmp_path / "a", tmp_path / "b", str(tmp_path / "a"), layer, strided),
+        *(another, inside, without, half, half * 2, half.float(), half.half()),
     ]
     keys = [cache.key(part) for part in different] + [cache.key(), cache.key(1, 2), cache.key("1", "2")]
     assert len(set(keys)) == len(different) + 3
@@ -320,6 +349,7 @@ def test_a_key_is_of_content_alone(tmp_path):
     layer = torch.nn.Linear(2, 2)
     copy = torch.nn.Linear(2, 2).train(not layer.training).requires_grad_(False)
     copy.load_state_dict(layer.state_dict())
+    copy.helper, copy._counter = print, 7  # what has no content, and what is private
     for one, other in (
         (Path(__file__), tmp_path / "copy"),
         (zeros, np.zeros((3, 2), np.float32).T),
@@ -366,3 +396,51 @@ def test_a_note_that_names_no_file(home, made):
     (home / "entry.json").write_text(json.dumps({"version": cache.VERSION, "files": {}}))
     np.testing.assert_array_equal(made(), VALUES)
     assert made.count == 2
+
+
+class Key(Exception):
+    """Carries a key out of the function that made it."""
+
+
+def key_of(function, *arguments):
+    with pytest.raises(Key) as caught:
+        function(*arguments)
+    return str(caught.value)
+
+
+def test_every_key_knows_the_versions_of_all_libraries(tmp_path, monkeypatch):
+    array = cache.array
+
+    def told(room, name, key, make):
+        if room == "digests":
+            return array(room, name, key, make)
+        raise Key(key)
+
+    monkeypatch.setenv("FACEADV_DATA", str(tmp_path / "data"))  # without LFW
+    (tmp_path / "photos" / "ann").mkdir(parents=True)
+    (tmp_path / "photos" / "ann" / "1.jpg").write_bytes(b"photo")
+    photos, network = str(tmp_path / "photos"), torch.nn.Flatten()
+    recogniser = recognisers.Recogniser("toy", network, 1.0)
+    chips = type("Faces", (), {"chips": np.zeros((1, 3, 2, 2), np.uint8)})
+    place, settings = cell.Cell("none", "none", "dlib", "dodging"), cell.Settings(faces_name=photos)
+
+    def keys():
+        with monkeypatch.context() as patch:
+            patch.setattr(cache, "array", told)
+            return [
+                key_of(recognisers.embed_faces, recogniser, chips),
+                key_of(cloaks.cached, "toy", None, torch.full((1, 3, 2, 2), 0.5), []),
+                faces.fingerprint(photos),
+                cell.version(place, settings),
+                run._surroundings(),
+            ]
+
+    versions = dict.fromkeys(cache.LIBRARIES, "1")
+    assert {"torch", "torchvision", "numpy", "pillow", "facenet-pytorch", "diffusers"} <= versions.keys()
+    monkeypatch.setattr(cache.metadata, "version", versions.get)
+    seen = [keys()]
+    for library in versions:
+        versions[library] = "2"
+        seen.append(keys())
+    for of_one in zip(*seen):
+        assert len(set(of_one)) == len(seen)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from faceadv import align, classic, metrics
+from faceadv import align, classic, errors, metrics
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +127,8 @@ def test_impossible_strengths_and_wrong_images_are_refused(name, chips):
             method(chips, strength)
     with pytest.raises(ValueError, match="images must"):
         method(chips * 255, 1.0)
+    with pytest.raises(errors.Invalid, match="seed must be a whole number"):
+        classic.noise(chips, 0.1, seed="a")
 
 
 def test_unknown_methods_and_no_images_are_refused(chips):

@@ -9,7 +9,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from faceadv import attacks, classifiers, objectives
+from faceadv import attacks, classifiers, errors, objectives
 
 PEOPLE = 10
 
@@ -89,7 +89,7 @@ def test_the_loss_is_cross_entropy_and_keras_l2(split):
     with torch.no_grad():
         scores = model.classify(x)
         expected = -scores.log_softmax(1)[torch.arange(16), labels].mean() + 1e-3 * (model.hidden.weight**2).sum()
-    (loss,) = classifiers.fit(model, x, labels, 1, lr=0.0, batch=16, forward=model.classify)
+    (loss,) = classifiers.fit(model, x, labels, 1, forward=model.classify)  # one batch
     assert loss == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -103,14 +103,15 @@ def test_a_frozen_backbone_with_batch_norm_stays_as_it_is(split):
 
 
 def test_a_last_batch_of_one_is_no_obstacle(split):
-    x, labels = split[0][0][:5].mean(3).flatten(1), split[0][1][:5]
+    x, labels = split[0][0][: classifiers.SMALL + 1].mean(3).flatten(1), split[0][1][: classifiers.SMALL + 1]
     model = classifiers.ModelB(PEOPLE, nn.Identity(), x.shape[1])
-    assert classifiers.fit(model, x, labels, 2, batch=4, forward=model.classify)[1] > 0
+    assert classifiers.fit(model, x, labels, 2, forward=model.classify)[1] > 0
 
 
-def test_logits(split, b):
+def test_logits(split, b, monkeypatch):
     x, model = split[1][0][:7], b[0]
-    scores = classifiers.logits(model, x, batch=3)
+    monkeypatch.setattr(classifiers, "BATCH", 3)
+    scores = classifiers.logits(model, x)
     assert scores.shape == (7, PEOPLE)
     assert scores.dtype == torch.float32
     assert not scores.requires_grad
@@ -188,16 +189,39 @@ def test_nobody_else_to_be_is_an_error():
 def test_a_training_that_would_train_nothing_is_refused(split):
     x, labels = split[0][0][:4].mean(3).flatten(1), split[0][1][:4]
     model = classifiers.ModelB(PEOPLE, nn.Identity(), x.shape[1])
-    for inputs, names, options, message in (
-        (x[:1], labels[:1], {}, "two inputs or more"),
-        (x[:0], labels[:0], {}, "two inputs or more"),
-        (x, labels[:3], {}, "two inputs or more"),
-        (x, labels, {"batch": 1}, "batch must be a whole number of at least 2"),
-        (x, labels.float(), {}, "labels must be whole numbers"),
-        (x, labels - 100, {}, "labels must be whole numbers"),  # -100 is what torch's cross-entropy leaves out
+    for inputs, names, message in (
+        (x[:1], labels[:1], "two inputs or more"),
+        (x[:0], labels[:0], "two inputs or more"),
+        (x, labels[:3], "two inputs or more"),
+        (x, labels.float(), "labels must be whole numbers"),
+        (x, labels - 100, "labels must be whole numbers"),  # -100 is what torch's cross-entropy leaves out
     ):
         with pytest.raises(ValueError, match=message):
-            classifiers.fit(model, inputs, names, 1, forward=model.classify, **options)
+            classifiers.fit(model, inputs, names, 1, forward=model.classify)
+
+
+def test_chips_are_checked_by_the_models_themselves(split, dlib):
+    """Before: x * 255 and 8-bit chips were classified, or failed inside torch."""
+    (x, labels), _ = split
+    for model in (classifiers.ModelA(7).eval(), classifiers.ModelB(7, dlib.network, 128).eval()):
+        expected = model(x[:2])
+        torch.testing.assert_close(model(x[:2].double()), expected)
+        for bad in (x[:2] * 255, x[0], (x[:2] * 255).byte(), x[:2, :1], x[:2] * float("nan")):
+            with pytest.raises(errors.Invalid, match="images must"):
+                model(bad)
+    with pytest.raises(errors.Invalid, match=r"for chips of 112 x 112, not \(28, 28\)"):
+        classifiers.ModelA(7).eval()(small(x[:2]))
+    for make in (classifiers.model_a, lambda *given, **seed: classifiers.model_b(*given, dlib.network, **seed)):
+        with pytest.raises(errors.Invalid, match="images must"):
+            make(x[:4] * 255, labels[:4], PEOPLE)
+        with pytest.raises(errors.Invalid, match="seed must be a whole number"):
+            make(x[:4], labels[:4], PEOPLE, seed="a")
+    for run in (
+        lambda: classifiers.targets(torch.zeros(1, 3), torch.zeros(1, dtype=int), "random", seed="a"),
+        lambda: classifiers.fit(model, x[:2], labels[:2], 1, seed="a"),
+    ):
+        with pytest.raises(errors.Invalid, match="seed must be a whole number"):
+            run()
 
 
 def test_logits_of_no_chips_and_of_any_float_type(split, b):
@@ -225,6 +249,30 @@ def test_a_backbone_in_training_mode_learns_nothing(split):
     before = weights_of(backbone)
     classifiers.model_b(split[0][0][:20], split[0][1][:20], PEOPLE, backbone, epochs=1)
     assert same(before, weights_of(backbone))
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor as on a GPU: NumPy cannot see it until it is brought to the CPU."""
+
+    def numpy(self):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy.")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_a_linear_head_takes_features_of_any_device():
+    features, labels = torch.rand(6, 2, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
+    expected = classifiers.linear_head(features, labels)
+    head = classifiers.linear_head(features.as_subclass(Elsewhere), labels.as_subclass(Elsewhere))
+    assert torch.equal(head.weight, expected.weight)
+    assert torch.equal(classifiers.linear_head(features.requires_grad_(True), labels).bias, expected.bias)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_linear_head_is_on_the_device_of_its_features():
+    features, labels = torch.rand(6, 2).cuda(), torch.arange(6) % 3
+    assert classifiers.linear_head(features, labels)(features).is_cuda
 
 
 def test_a_linear_head_needs_a_photo_of_everybody():

@@ -207,8 +207,8 @@ def test_train_and_ship(stand_in, capsys):
     assert calls == [
         {"name": "mobile", "profile": "smoke", "resume": True, "seed": 3, "root": "r", "out": "o"},
         {"name": "mobile", "profile": "lfw", "resume": False, "seed": 0, "root": None, "out": None},
-        {"name": "mobile", "profile": "smoke", "out": "o"},
-        {"name": "resgn", "profile": "lfw", "out": None},
+        {"name": "mobile", "profile": "smoke", "root": None, "out": "o"},
+        {"name": "resgn", "profile": "lfw", "root": None, "out": None},
     ]
     assert capsys.readouterr().out == "/folder\n/folder\n/weights\n/weights\n"
 
@@ -246,4 +246,10 @@ def test_run_passes_on_what_was_asked(stand_in, capsys):
     ]
     assert "the table" in capsys.readouterr().out
     assert cli.main(["run", "--update", "--profile", "lfw"]) == 2
-    assert "no other profile" in capsys.readouterr().err
+    assert "leave --profile and -p out" in capsys.readouterr().err
+    for more in (["--workers", "0"], ["--workers", "2"], ["--scheduler", "local"]):
+        assert cli.main(["run", "00", *more]) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("faceadv: --scheduler and --workers are for several values of a parameter")
+        assert told.count("\n") == 1
+    assert len(calls) == 3

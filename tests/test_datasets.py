@@ -12,6 +12,7 @@ import sys
 import tarfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,8 +108,9 @@ def server(monkeypatch):
 
 
 @pytest.fixture
-def mirror(server):
+def mirror(server, tmp_path_factory, monkeypatch):
     """A server with a small LFW of three people: its ``fetch(root)`` takes that one."""
+    monkeypatch.setenv("FACEADV_CACHE", str(tmp_path_factory.mktemp("cache")))
     archive = packed({f"lfw_funneled/{who}/{who}_0001.jpg": jpeg() for who in PEOPLE})
     lists = {f"pairs{part}.txt": f"{part}\t3\n".encode() for part in ("", "DevTrain", "DevTest")}
     server.answers.update(lists | {"lfw-funneled.tgz": archive})
@@ -234,6 +236,27 @@ def test_a_killed_download_is_not_taken_for_whole(tmp_path, mirror):
     mirror.answers["lfw-funneled.tgz"] = mirror.archive
     assert mirror.fetch(tmp_path).is_dir()
     assert len(left(tmp_path)) == 6  # the leftover of yesterday is gone too
+
+
+def test_of_two_at_once_the_second_waits_and_says_so(tmp_path, mirror, caplog):
+    started, go_on = threading.Event(), threading.Event()
+
+    def slow(handler):
+        started.set()
+        go_on.wait(20)
+        send(handler, mirror.archive, len(mirror.archive))
+
+    mirror.answers["lfw-funneled.tgz"] = slow
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(mirror.fetch, tmp_path)
+        assert started.wait(20)
+        second = pool.submit(mirror.fetch, tmp_path)
+        while not caplog.messages and len(mirror.asked) < 5:
+            time.sleep(0.01)
+        go_on.set()
+    assert first.result() == second.result() == datasets.lfw_folder(tmp_path)
+    assert caplog.messages == [f"Another process is fetching LFW into {tmp_path / 'lfw'}: this one waits for its end."]
+    assert sorted(mirror.asked) == sorted(mirror.answers)  # once each
 
 
 def test_stopped_while_unpacking_does_not_download_again(tmp_path, mirror):

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -17,10 +18,10 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-@pytest.fixture
-def photos(orl, tmp_path):
+@pytest.fixture(scope="module")
+def originals(orl, tmp_path_factory):
     """A folder of two people with ten enlarged ORL photos each, as greyscale PNG."""
-    folder = tmp_path / "photos"
+    folder = tmp_path_factory.mktemp("originals")
     for i in range(20):
         person = folder / f"person{i // 10}"
         person.mkdir(parents=True, exist_ok=True)
@@ -29,6 +30,25 @@ def photos(orl, tmp_path):
         canvas.paste(photo, (62, 72))
         canvas.save(person / f"{i % 10}.png")
     return folder
+
+
+@pytest.fixture
+def photos(originals, tmp_path):
+    return shutil.copytree(originals, tmp_path / "photos")
+
+
+@pytest.fixture(scope="module")
+def remembered():
+    """``align.align``, but photos that it has seen in this module are not aligned again."""
+    original, known = align.align, {}
+
+    def remembering(paths):
+        key = tuple(path.read_bytes() for path in paths)
+        if key not in known:
+            known[key] = original(paths)
+        return known[key]
+
+    return remembering
 
 
 def test_orl(orl):
@@ -100,7 +120,7 @@ def test_photos_of_every_kind(photos, cache, tmp_path):
 def test_too_many_skipped_is_an_error_and_leaves_nothing(photos, cache):
     (photos / "person0" / "broken.jpg").write_text("no photo")
     Image.new("RGB", (200, 200)).save(photos / "person0" / "black.png")
-    with pytest.raises(RuntimeError, match=r"2 of 22 photos .* more than 5%.*unreadable"):
+    with pytest.raises(RuntimeError, match=r"2 of 22 photos .* more than 5%.*unreadable.*: remove them"):
         faces.load(photos)
     assert list((cache / "chips").iterdir()) == []
 
@@ -112,11 +132,12 @@ def test_missing_folders(tmp_path):
         faces.load(tmp_path)
 
 
-def test_cache_is_used_and_notices_changes(photos, cache, monkeypatch):
-    first = faces.load(photos)
+def test_cache_is_used_and_notices_changes(photos, cache, monkeypatch, remembered):
     calls = []
-    original = align.align
-    monkeypatch.setattr(align, "align", lambda paths: calls.append(len(paths)) or original(paths))
+    monkeypatch.setattr(align, "align", lambda paths: calls.append(len(paths)) or remembered(paths))
+    first = faces.load(photos)
+    assert calls == [20]
+    calls.clear()
     assert torch.equal(faces.load(photos).images, first.images)
     assert calls == []
     os.utime(photos / "person1" / "9.png", (1, 1))  # another time, the same photo
@@ -164,7 +185,9 @@ DAMAGES = {
 
 @pytest.mark.parametrize("file", ["chips.npy", "index.json", "matrices.npy"])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_chips_are_cut_again(damage, file, photos, cache, caplog):
+def test_damaged_chips_are_cut_again(damage, file, photos, cache, caplog, monkeypatch, remembered):
+    calls = []
+    monkeypatch.setattr(align, "align", lambda paths: calls.append(len(paths)) or remembered(paths))
     for path in [*photos.glob("*/[1-9].png")]:
         path.unlink()
     first = faces.load(photos)
@@ -182,6 +205,7 @@ def test_damaged_chips_are_cut_again(damage, file, photos, cache, caplog):
     caplog.clear()
     assert np.array_equal(faces.load(photos).chips, expected)
     assert caplog.records == []
+    assert calls == [2, 2]
 
 
 def test_names_of_all_kinds(photos, cache):
@@ -201,6 +225,8 @@ def _load(folder):
 
 
 def test_two_processes_at_once(photos, cache):
+    for path in [*photos.glob("*/[2-9].png")]:
+        path.unlink()
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         one, other = pool.map(_load, [photos, photos])
     assert one == other == _load(photos)

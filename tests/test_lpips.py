@@ -43,6 +43,14 @@ def test_the_formula(alexnet, orl):
         torch.testing.assert_close(lpips.load()(a, b), total, rtol=1e-3, atol=1e-5)
 
 
+def test_one_network_for_each_device_however_it_is_named(alexnet, orl):
+    """Before: "cpu" and torch.device("cpu") read the file of 244 MB twice."""
+    lpips._network.cache_clear()
+    for name in ("cpu", torch.device("cpu"), "cpu"):
+        lpips.load(name)
+    assert lpips._network.cache_info().misses == 1
+
+
 def test_lowkey_pays_by_it(alexnet, orl, dlib):
     name, distance = cloaks.perceptual()
     assert name == "LPIPS"

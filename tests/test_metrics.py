@@ -83,8 +83,11 @@ def test_a_bootstrap_over_all_pairs_of_orl_needs_little_memory():
 @pytest.mark.parametrize(("values", "groups"), [([0.5], None), ([0.25, 0.75], [3, 3])])
 def test_one_value_or_group_has_a_mean_without_interval(values, groups):
     interval = metrics.bootstrap(values, groups)
-    assert interval == (0.5, None, None)
-    assert records.number("x", *interval)["low"] is None
+    assert interval == (0.5, pytest.approx(np.nan, nan_ok=True), pytest.approx(np.nan, nan_ok=True))
+    percent = [100 * v for v in interval]  # as notebooks do
+    assert "{:.0f} [{:.0f}, {:.0f}]".format(*percent) == "50 [nan, nan]"
+    found = records.number("x", *percent)
+    assert (found["value"], found["low"], found["high"]) == (50, None, None)
 
 
 def test_a_rate_over_one_group_is_not_certain_either():

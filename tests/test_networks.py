@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, EDMEulerScheduler, UNet2DModel
@@ -173,11 +174,21 @@ def test_a_prior_that_cannot_be_used_is_one_sentence(what, tmp_path):
 
 
 def test_options():
-    assert common.whole("steps", 3, 1, 3) == 3
-    assert isinstance(common.number("eta", 1, 0, 1), float)
+    assert errors.whole("steps", 3, 1, 3) == 3
+    assert isinstance(errors.number("eta", 1, 0, 1), float)
     for bad in (0, 4, 1.0, True, "1", None, float("nan")):
         with pytest.raises(errors.Invalid, match=r"^steps must be a whole number from 1 to 3, not .*\.$"):
-            common.whole("steps", bad, 1, 3)
+            errors.whole("steps", bad, 1, 3)
     for bad in (-1, float("inf"), float("nan"), True, "1", None, 1j):
         with pytest.raises(errors.Invalid, match=r"^sigma must be a number of at least 0, not .*\.$"):
-            common.number("sigma", bad, 0)
+            errors.number("sigma", bad, 0)
+
+
+def test_a_seed_is_a_series():
+    one, again, other = (torch.rand(3, generator=common.generator(seed)) for seed in (1, np.uint8(1), 2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    assert torch.equal(one, torch.rand(3, generator=torch.Generator().manual_seed(1)))
+    for bad in ("a", -1, 0.5, True, None, 2**64):
+        with pytest.raises(errors.Invalid, match=r"^seed must be a whole number from 0 to .*\.$"):
+            common.generator(bad)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 
 import pytest
 import torch
@@ -32,6 +33,49 @@ def test_processes_get_their_share_and_leave_nothing_behind(monkeypatch):
     for _, _, facts, environment in found.values():
         assert facts == {"quiet": True, "threads": 1}
         assert environment == threads.ENVIRONMENT
+
+
+def die_once(item, marker):
+    if item == "killer" or (item == "kills once" and not marker.exists()):
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return f"{item} done"
+
+
+def test_what_kills_a_worker_loses_nothing_else(tmp_path):
+    import dask
+
+    done, items = {}, ["a", "kills once", "killer", "b"]
+
+    def compute():
+        for item, made in parallel.compute(die_once, items, "local", 1, marker=tmp_path / "killed"):
+            done[item] = made
+
+    with dask.config.set({"distributed.scheduler.allowed-failures": 0}), pytest.raises(Failed) as caught:
+        compute()
+    assert str(caught.value) == "killer killed its worker again and again (memory?)."
+    assert done == {item: f"{item} done" for item in ("a", "kills once", "b")}
+
+
+def test_workers_of_a_scheduler_elsewhere():
+    import dask
+    from distributed import LocalCluster
+
+    dask.config.set({"distributed.nanny.pre-spawn-environ": {}})  # it would set them for the tests after this one
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster:
+        found = dict(parallel.compute(die_once, ["a", "b"], cluster.scheduler_address, marker=None))
+    assert found == {"a": "a done", "b": "b done"}
+
+
+def test_a_local_scheduler_that_cannot_start_says_why(monkeypatch):
+    import distributed
+
+    def fail(**options):
+        raise OSError("no port is free")
+
+    monkeypatch.setattr(distributed, "LocalCluster", fail)
+    with pytest.raises(OSError, match="no port is free"):  # and not that no scheduler answers at "local"
+        list(parallel.compute(measure, [1], "local", factor=1))
 
 
 def test_what_cannot_work_is_told():

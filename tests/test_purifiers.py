@@ -224,6 +224,26 @@ def test_an_unknown_option_is_one_sentence(name):
         purifiers.load(name, qualty=50)
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        *(("colourisation", "stages", "both"), ("super-resolution", "stages", "both"), ("colourisation", "scale", 4)),
+        *(("jpeg", "prior", "shipped"), ("two-stage", "unet", None), ("diffpure", "schedule", None)),
+    ],
+)
+def test_an_option_of_other_purifiers_is_refused(name, option, value):
+    """Before: both stages, or neither's scale, without a word."""
+    with pytest.raises(errors.Invalid, match=rf'^The purifier "{name}" has no option {option}\.$'):
+        purifiers.load(name, **{option: value})
+
+
+def test_the_options_that_a_stage_has_reach_it():
+    assert purifiers.load("colourisation", eta=0.5).stages == "colourisation"
+    stage = purifiers.load("super-resolution", scale=4, prior="shipped", seed=3)
+    assert (stage.stages, stage.scale, stage.seed) == ("super-resolution", 4, 3)
+    assert purifiers.load("two-stage", stages="colourisation").stages == "colourisation"
+
+
 def test_whole_numbers_of_numpy_are_whole_numbers(orl):
     x = orl.images[:1]
     assert torch.equal(purifiers.load("jpeg", quality=np.int64(50))(x), purifiers.load("jpeg", quality=50)(x))

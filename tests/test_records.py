@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
+import faceadv
 from faceadv import metrics, records
-from faceadv.errors import Invalid
+from faceadv.errors import Invalid, Missing
 from faceadv.records import number
 
 
@@ -30,7 +31,14 @@ def test_round_trip(tmp_path):
     assert list(record["numbers"][0]) == ["name", "value", "low", "high", "n", "unit", "how", "paper", "note"]
     assert record["numbers"][0]["value"] == 0.931235
     assert record["run"]["versions"]["numpy"] == np.__version__
+    assert record["run"]["versions"]["faceadv"] == faceadv.__version__
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_version_is_that_of_the_code_which_ran(tmp_path, monkeypatch):
+    """What is installed may say another one: an editable installation keeps that of its day."""
+    monkeypatch.setattr(records, "__version__", "9.9")
+    assert write(tmp_path / "a.json")["run"]["versions"]["faceadv"] == "9.9"
 
 
 def test_what_differs_from_run_to_run_is_apart(tmp_path):
@@ -83,7 +91,7 @@ def test_table_and_markdown(tmp_path):
     assert table.loc["not measured"].tolist() == ["", "about 95", "", "", "", ""]
     chosen = records.table(record, {"photos": "How many"})
     assert (list(chosen.index), list(chosen.columns)) == (["How many"], ["ours [low, high]", "note"])
-    assert records.markdown(record, ["photos"]) == (
+    assert records.markdown({"numbers": record["numbers"][1:2]}) == (
         "| number | ours [low, high] | note |\n| --- | --- | --- |\n| photos | 400 | a \\| b |\n"
     )
     with pytest.raises(ValueError, match=r"did you mean photos\?"):
@@ -110,5 +118,5 @@ def test_a_file_that_is_no_record_is_told(tmp_path):
     (tmp_path / "a.json").write_text("<html>")
     with pytest.raises(ValueError, match=r"a\.json is not a record"):
         records.read(tmp_path / "a.json")
-    with pytest.raises(FileNotFoundError):
-        records.read(tmp_path / "b.json")
+    with pytest.raises(Missing, match=r"no record .*03_b\.json: .* run faceadv run 03_b --profile lfw\.$"):
+        records.read(records.place(tmp_path, "lfw", "03_b"))

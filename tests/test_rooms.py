@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import pkgutil
 from pathlib import Path
 
@@ -96,13 +97,48 @@ def test_every_module_names_what_is_public_and_every_public_function_is_document
             assert thing.__doc__, public
 
 
+def public_functions():
+    """Each public function and method of the package, by a name for messages."""
+    for info in pkgutil.walk_packages(faceadv.__path__, "faceadv."):
+        module = importlib.import_module(info.name)
+        for public in getattr(module, "__all__", ()):
+            thing = getattr(module, public)
+            if getattr(thing, "__module__", None) != info.name:
+                continue
+            for name, part in vars(thing).items() if inspect.isclass(thing) else [(public, thing)]:
+                if inspect.isfunction(part) and part.__module__ == info.name and not name.startswith("_"):
+                    yield f"{info.name}.{part.__qualname__}", part
+
+
+def test_public_functions_tell_what_they_take_and_give():
+    bare = []
+    for name, function in public_functions():
+        taken = inspect.signature(function).parameters.values()
+        plain = [p for p in taken if p.name != "self" and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        said = function.__doc__ or ""
+        if not {p.name for p in plain} | {"return"} <= function.__annotations__.keys():
+            bare.append(f"{name} lacks a type hint")
+        if len(plain) > 2 and "Parameters\n" not in said:
+            bare.append(f"{name} does not list its parameters")
+        if stale := listed(said) - {p.name for p in taken}:
+            bare.append(f"{name} lists what it does not take: {sorted(stale)}")
+    assert not bare, "\n".join(bare)
+
+
+def listed(said):
+    """The parameters that a docstring's section explains."""
+    section = inspect.cleandoc(said).partition("Parameters\n")[2].partition("\n\n")[0]
+    lines = [line for line in section.splitlines()[1:] if " : " in line and not line.startswith(" ")]
+    return {name.strip(" *") for line in lines for name in line.partition(" : ")[0].split(",")}
+
+
 def test_functions_are_short():
     long, many = [], []
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef):
-                arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-                names = [a.arg for a in arguments if a.arg != "self"]
+                taken = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                names = [a.arg for a in taken if a.arg != "self"]
                 if node.end_lineno - node.lineno >= 60:
                     long.append(f"{path.stem}.{node.name}: {node.end_lineno - node.lineno + 1} lines")
                 if len(names) > 8:

@@ -77,7 +77,7 @@ def test_same_may_be_integers(dtype):
 
 
 def test_a_threshold_needs_pairs():
-    with pytest.raises(ValueError, match="on no pairs"):
+    with pytest.raises(ValueError, match="without pairs"):
         verification.best_threshold(np.zeros(0), np.zeros(0))
-    with pytest.raises(ValueError, match="on no pairs"):
+    with pytest.raises(ValueError, match="without pairs"):
         verification.ten_folds(np.arange(4.0), np.ones(4), np.zeros(4))  # a single fold leaves none to choose on

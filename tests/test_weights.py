@@ -7,12 +7,16 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from facenet_pytorch import InceptionResnetV1
-from test_datasets import PAGE, cut_short, left, serve
+from test_datasets import PAGE, cut_short, left, send, serve
 
+from faceadv.errors import Missing
 from faceadv.store import weights
 
 FETCHED = ("facenet-vggface2", "facenet-casia", "vgg-face", "alexnet")
@@ -386,6 +390,34 @@ def test_a_download_in_a_folder_that_cannot_be_written(tmp_path, monkeypatch, nu
     for _ in range(2):
         assert weights.read_state(path)["logits.bias"].shape == (10575,)
     assert left(tmp_path) == [CASIA]
+
+
+def test_of_two_at_once_the_second_waits(tmp_path, cache, server, caplog):
+    body, started, go_on = published(tmp_path / "casia.pt"), threading.Event(), threading.Event()
+
+    def slow(handler):
+        started.set()
+        go_on.wait(20)
+        send(handler, body, len(body))
+
+    server.answers[CASIA] = slow
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(weights.fetch, "facenet-casia", server.url)
+        assert started.wait(20)
+        second = pool.submit(weights.fetch, "facenet-casia", server.url)
+        while not caplog.messages and len(server.asked) < 2:
+            time.sleep(0.01)
+        go_on.set()
+    assert first.result() == second.result() == cache / CASIA
+    assert caplog.messages == ["Another process is fetching facenet-casia: this one waits for its end."]
+    assert server.asked == [CASIA]
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    for path in (tmp_path / "none.pt", tmp_path):
+        with pytest.raises(Missing, match=f"There is no file {path}") as caught:
+            weights.read_state(path)
+        sentence(caught)
 
 
 @pytest.mark.parametrize("error", [MemoryError, PermissionError])

@@ -14,7 +14,6 @@ import sys
 import time
 from collections import ChainMap
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from pathlib import Path
 from types import CodeType, SimpleNamespace
 
@@ -53,7 +52,6 @@ RANDOM = ("randomization", *DIFFUSION)
 OTHER_DRAWS = 10_000  # added to the attacker's seed of a defence, because the attacker does not know the draws to come
 BATCH = 32
 DEVICE = "cpu"  # where cells are measured
-PACKAGES = ("torch", "torchvision", "numpy", "diffusers", "torchmetrics", "pillow")
 Own = Mapping[str, Callable] | None
 NO_PART = ("cli.py", "parallel.py", "plots.py", "records.py")  # modules without an influence on what is measured
 
@@ -75,10 +73,20 @@ class Cell:
 class Settings:
     """What all cells of a benchmark share.
 
-    ``far`` is the false accept rate of the thresholds. ``pair_count`` pairs are drawn for each seed and goal. The
-    defences by diffusion are slow and have settings of their own: their pairs are the first ``slow_pair_count`` of
-    these. ``steps`` is for iterative attacks, ``slow_steps`` for attacks that run a diffusion in every step.
-    Raises ``Invalid`` if there is no seed, or if a number is below 1.
+    Parameters
+    ----------
+    faces_name : the data set, as for ``faces.load``
+    seeds : of the draws of pairs; the first one is the seed of attacks and defences too
+    far : the false accept rate at which thresholds are chosen
+    pair_count : how many pairs are drawn for each seed and goal
+    slow_pair_count : how many of them, the first ones, are for the defences by diffusion, which are slow
+    steps, slow_steps : of an iterative attack; of one that runs a diffusion in every step
+    sampling_steps, surrogate_steps : of a diffusion; of its shortened copy in the way "surrogate"
+    eot_samples : how many random draws of a defence each step of an attack averages over
+
+    Raises
+    ------
+    Invalid : if there is no seed, or if a number is below 1
     """
 
     faces_name: str = "orl"
@@ -101,11 +109,18 @@ class Settings:
 def measure(cell: Cell, settings: Settings, own: Own = None) -> dict:
     """The row of a cell: its fields and ``right`` (0 or 1), ``distance``, ``who``, ``seed``, lists with all pairs.
 
-    Besides: the ``threshold``; ``l2``, the mean length, and ``linf``, the largest change of a pixel by the attack, in
-    [0, 1]; the ``seconds`` that the attack and the defence took for an image. Errors as for ``check``, and ``Invalid``
-    if an own callable returns anything but images of the same shape.
+    Besides: the ``threshold``; ``l2``, the mean length of the attack's changes, and ``linf``, its largest change of a
+    pixel, in [0, 1]; the ``seconds`` that the attack and the defence took for an image.
 
-    own: attacks ``(images, objective) -> images`` and defences ``images -> images`` by name, besides those built in.
+    Parameters
+    ----------
+    cell : what to measure
+    settings : those of the whole benchmark
+    own : attacks ``(images, objective) -> images`` and defences ``images -> images`` by name, besides those built in
+
+    Raises
+    ------
+    Invalid : as for ``check``, and if an own callable returns anything but images of the same shape
     """
     check(cell, own)
     slow = cell.defence in DIFFUSION
@@ -225,7 +240,7 @@ def _noise(images, objective, knobs):
 
 
 def _pfgvm(images, objective, knobs):
-    """P-FGVM has no eps. Its first step is a quarter as long as eps in every pixel, its penalty is 0.03 of it."""
+    """P-FGVM has no eps: alpha makes its first step a quarter as long as a change by eps in every pixel."""
     lengths = []
     for rows in torch.arange(len(images)).split(BATCH):
         x = images[rows].requires_grad_(True)
@@ -326,7 +341,12 @@ def _defence(name, settings, own=None, other_draws=0):
 
 
 def version(cell: Cell, settings: Settings, own: Own = None) -> str:
-    """A hash of the content of everything that a row depends on. Parameters as for ``measure``."""
+    """A hash of the content of everything that a row depends on.
+
+    Parameters
+    ----------
+    cell, settings, own : as for ``measure``
+    """
     return cache.key(
         [dataclasses.asdict(cell), dataclasses.asdict(settings), _code(), _photos(settings.faces_name)],
         datasets.lfw_lists() if settings.faces_name == "lfw" else [],
@@ -334,7 +354,7 @@ def version(cell: Cell, settings: Settings, own: Own = None) -> str:
             weights.shipped(),
             {name: sha256 for name, sha256 in weights.fetched().items() if name in (cell.recogniser, cell.source)},
         ],
-        [DEVICE, has_bfloat16(DEVICE), {name: metadata.version(name) for name in PACKAGES}],
+        [DEVICE, has_bfloat16(DEVICE), cache.versions()],
         [_fingerprint(own[name]) for name in (cell.attack, cell.defence) if own and name in own],
     )
 

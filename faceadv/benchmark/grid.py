@@ -100,13 +100,24 @@ def _place(folder, cell, key):
 
 
 def run(
-    cells: Iterable[Cell], settings: Settings, folder: Path | str, scheduler="single", workers=None, own: Own = None
+    cells: Iterable[Cell],
+    settings: Settings,
+    folder: Path | str,
+    scheduler: str = "single",
+    workers: int | None = None,
+    own: Own = None,
 ) -> pd.DataFrame:
     """The rows of all cells, in their order. Cells that are not finished in ``folder`` are measured first.
 
     A file that is not as it was written, or is of another cell or version, is not used, and one line says so.
-    settings, own: as for ``cell.measure``; scheduler, workers: as for ``parallel.compute``; with the errors of both.
     The rows are the same with any scheduler, bit for bit if the processes have the same number of threads.
+
+    Parameters
+    ----------
+    cells : those of ``plan``, for example; one that comes twice is measured once
+    settings, own : as for ``cell.measure``, with its errors
+    folder : where the files of finished cells are
+    scheduler, workers : as for ``parallel.compute``, with its errors
     """
     cells = list(dict.fromkeys(cells))
     for cell in cells:
@@ -123,7 +134,12 @@ def run(
 
 
 def read(cells: Iterable[Cell], settings: Settings, folder: Path | str, own: Own = None) -> pd.DataFrame:
-    """The rows of those cells that are finished in ``folder``, in their order. Parameters as for ``run``."""
+    """The rows of those cells that are finished, in the order of the cells.
+
+    Parameters
+    ----------
+    cells, settings, folder, own : as for ``run``
+    """
     rows = [_read(folder, cell, version(cell, settings, own)) for cell in dict.fromkeys(cells)]
     return pd.DataFrame([row for row in rows if row is not None])
 

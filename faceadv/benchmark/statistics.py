@@ -11,6 +11,7 @@ from faceadv.errors import Invalid
 __all__ = ["KEYS", "common", "label", "lines", "ranks", "summary", "worst"]
 
 KEYS = ["recogniser", "goal", "defence", "attack", "way", "eps_255", "source"]
+REPEATS = 2000
 
 
 def label(line: Mapping) -> str:
@@ -91,20 +92,20 @@ def common(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.apply(cut, axis=1)
 
 
-def ranks(rows: pd.DataFrame, label: str = "defence", repeats: int = 2000, seed: int = 0) -> pd.DataFrame:
+def ranks(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """The rank of each row's share of right decisions, where 1 is the highest, with a 95 % interval over people.
 
-    In each of ``repeats`` draws of people all rows are ranked anew; equal rows share the mean of their ranks. The
-    result has the index ``label`` and the columns right (%), rank, low, high. Raises ``Invalid`` if the rows are not
-    of the same pairs.
+    In each of ``REPEATS`` draws of people all rows are ranked anew; equal rows share the mean of their ranks. The
+    result has the defences as its index and the columns right (%), rank, low, high. Raises ``Invalid`` if the rows are
+    not of the same pairs.
     """
     right = _right(rows)
     people = np.unique(rows["who"].iloc[0], return_inverse=True)[1]
     sums = np.stack([np.bincount(people, row) for row in right])
-    draws = np.random.default_rng(seed).integers(sums.shape[1], size=(repeats, sums.shape[1]))
+    draws = np.random.default_rng(seed).integers(sums.shape[1], size=(REPEATS, sums.shape[1]))
     drawn = pd.DataFrame(sums[:, draws].sum(2)).rank(ascending=False)
     low, high = np.quantile(drawn, [0.025, 0.975], axis=1)
     value = 100 * right.mean(1)
     rank = pd.Series(value).rank(ascending=False).to_numpy()
-    table = pd.DataFrame({"right": value, "rank": rank, "low": low, "high": high}, index=list(rows[label]))
+    table = pd.DataFrame({"right": value, "rank": rank, "low": low, "high": high}, index=list(rows["defence"]))
     return table.sort_values(["rank", "low"])

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pandas as pd
 from nbconvert.filters import strip_ansi
+from nbformat import NotebookNode
 from nbgrader.apps import NbGraderAPI
 from nbgrader.converters import Autograde
 from nbgrader.preprocessors import Execute, NbGraderPreprocessor
@@ -42,7 +43,8 @@ MARKS = ("student", "assignment", "question", "marks", "comment")
 class DropStderr(NbGraderPreprocessor):
     """Removes stderr from outputs, because nbgrader gives 0 points for anything there, even a progress bar."""
 
-    def preprocess_cell(self, cell, resources, index):
+    def preprocess_cell(self, cell: NotebookNode, resources: dict, index: int) -> tuple[NotebookNode, dict]:
+        """The cell without its stderr. Called by nbgrader."""
         outputs = cell.get("outputs", [])
         cell["outputs"] = [o for o in outputs if not (o["output_type"] == "stream" and o["name"] == "stderr")]
         return cell, resources

@@ -1,4 +1,4 @@
-"""Notebooks as files: read with small faults put right, and whether their outputs belong to their code."""
+"""Notebooks as files: read them with small faults put right, and hash their code."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ import nbformat
 
 from faceadv.errors import Invalid
 
-__all__ = ["is_current", "read", "source_sha256"]
+__all__ = ["read", "source_sha256"]
 
 
 def read(path: str | Path) -> nbformat.NotebookNode:
@@ -25,17 +25,11 @@ def read(path: str | Path) -> nbformat.NotebookNode:
         kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
         content["metadata"]["kernelspec"] = kernel
         return nbformat.reads(json.dumps(content), as_version=4)
-    except (ValueError, KeyError, TypeError, AttributeError) as e:  # the last ones: JSON of another shape
+    except (ValueError, KeyError, TypeError, AttributeError) as e:  # the last three: JSON of another shape
         raise Invalid(f"{path.name} is not a notebook (nbformat 4).") from e
 
 
 def source_sha256(notebook: nbformat.NotebookNode) -> str:
-    """A hash of a notebook's code, in 64 hexadecimal digits."""
+    """A hash of a notebook's code, in 64 hexadecimal digits; ``run.update`` keeps it beside the outputs."""
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     return hashlib.sha256(json.dumps(code).encode()).hexdigest()
-
-
-def is_current(path: str | Path) -> bool:
-    """Whether the outputs in a committed notebook belong to the code in it. Errors as for ``read``."""
-    notebook = read(path)
-    return notebook.metadata.get("faceadv", {}).get("source_sha256") == source_sha256(notebook)

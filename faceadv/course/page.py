@@ -21,9 +21,9 @@ __all__ = ["write_index"]
 
 STYLE = Path(__file__).with_suffix(".css")
 PICTURES = ["image/svg+xml", "image/png", "image/jpeg"]
-KINDS = ["text/html", "text/markdown", *PICTURES, "text/latex", "text/plain"]  # of a widget, the picture beside it
-# What a page may hold. Elements of which a browser takes the content for text (style, title, …) must stay away:
-# within a formula they could hide a script from the sanitiser.
+KINDS = ["text/html", "text/markdown", *PICTURES, "text/latex", "text/plain"]  # for a widget, the picture beside it
+# What a page may contain. It must not contain elements whose content a browser takes for text (style, title, …),
+# because within a formula they could hide a script from the sanitiser.
 TAGS = """
 a abbr article b blockquote br caption code col colgroup dd del details div dl dt em figcaption figure h1 h2 h3 h4 h5 h6
 hr i img kbd li mark ol p pre s small span strong sub summary sup table tbody td tfoot th thead tr u ul math mfrac mi mn
@@ -99,10 +99,9 @@ def _body(notebook, **options):
         if "outputs" in cell:  # a widget or a script alone is nothing that can be shown
             cell.outputs = [output for output in cell.outputs if not {*output.get("data", KINDS)}.isdisjoint(KINDS)]
         for output in cell.get("outputs", []):
-            if "text/html" in output.get(
-                "data", {}
-            ):  # cleaned here, too, or half an element would swallow the next cells
-                output.data["text/html"] = _clean(output.data["text/html"])
+            data = output.get("data", {})
+            if "text/html" in data:  # cleaned here as well, or half an element would swallow the next cells
+                data["text/html"] = _clean(data["text/html"])
     config = Config(NbConvertBase={"display_data_priority": KINDS})
     exporter = HTMLExporter(config=config, template_name="basic", **options)
     exporter.register_filter("markdown2html", _markdown)

@@ -40,10 +40,17 @@ def load(profile: str) -> dict[str, dict]:
 
 
 def parameters(profile: str, notebook_path: Path, overrides: Mapping | None = None) -> dict:
-    """The parameters that a notebook gets, name to value, each name and type checked (``Invalid``).
+    """The parameters that a notebook gets, name to value: those of the profile, then the overrides.
 
-    The profile's part "all" comes first, then its part for this notebook, then the overrides. An override that is a
-    text is read as YAML, as on the command line, unless the parameter is a text.
+    Parameters
+    ----------
+    profile : its part "all" comes first, then its part for this notebook
+    notebook_path : the notebook
+    overrides : name to value; a text is read as YAML, as on the command line, unless the parameter is a text
+
+    Raises
+    ------
+    Invalid : for an unknown profile or name, and for a value of another type than the notebook declares
     """
     stem, content = notebook_path.stem, load(profile)
     stems = [path.stem for path in notebook_path.parent.glob("*.ipynb")]

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ import nbformat
 import pandas as pd
 import papermill
 import psutil
+from filelock import FileLock, Timeout
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import ensure_event_loop
@@ -42,8 +42,6 @@ KERNEL_ENVIRONMENT = {
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
 }
 Names = str | Sequence[str]  # one or several of 00, 00_faces, all
-LIBRARIES = ("torch", "torchvision", "numpy", "diffusers", "torchmetrics", "scikit-learn", "pillow")
-LIBRARIES += ("facenet-pytorch", "scipy")
 
 
 @dataclasses.dataclass
@@ -77,33 +75,57 @@ def run(
 ) -> list[Result]:
     """Run notebooks and keep the executed copies as OUT/PROFILE/NAME.ipynb; OUT/index.html shows them.
 
-    A copy that finished is used again if nothing that it depends on has changed, unless ``fresh``. All names and
-    parameters are checked before the first notebook runs (``Invalid``); a notebook that fails is in the results.
+    All names and parameters are checked before the first notebook runs. A notebook that fails is in the results.
+
+    Parameters
+    ----------
+    names : one or several of 00, 00_faces, all
+    profile : the named set of parameters
+    overrides : other parameters, name to value
+    out : the folder to write into
+    fresh : run also what finished before and depends on nothing that has changed since; otherwise its copy is kept
+
+    Raises
+    ------
+    Invalid : for unknown names, and for wrong parameters
+    Failed : if ``out`` cannot be written, or if another run is writing into it
     """
     out, jobs, results = Path(out).resolve(), [], []
     for path in select(names):
         values, known = profiles.parameters(profile, path, overrides), profiles.declared(path)
         given = {"profile": profile, "results_dir": str(out / "results")}
         jobs.append((path, {name: value for name, value in given.items() if name in known} | values))
-    try:
-        (out / profile).mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise Failed(f"{out} cannot be written ({e.strerror}): choose another folder with --out.") from e
-    here, talks = _surroundings(), progress.log.isEnabledFor(logging.INFO)
-    for number, (path, values) in enumerate(jobs, 1):
-        copy, key, label = out / profile / path.name, _key(path, values, here), f"{number}/{len(jobs)} {path.stem}"
-        old = None if fresh else _finished(copy, key, out)
-        if old:
-            result = Result(path.stem, "reused", old["seconds"], old["peak_mib"], copy)
-        else:
-            bar = {"desc": label, "leave": False, "disable": not (talks and sys.stderr.isatty())}
-            result = _run_one(path, values, copy, key, out, bar)
-        results.append(result)
-        if talks:
-            words = f"{result.status} in {result.seconds:.0f} s" + (f", {result.error}" if result.error else "")
-            print(f"{label}: {'nothing changed, executed copy reused' if old else words}", file=sys.stderr)
-    page.write_index(out, profile)
+    with _alone(out / ".run.lock"):
+        here, talks = _surroundings(), progress.log.isEnabledFor(logging.INFO)
+        for number, (path, values) in enumerate(jobs, 1):
+            copy, key, label = out / profile / path.name, _key(path, values, here), f"{number}/{len(jobs)} {path.stem}"
+            old = None if fresh else _finished(copy, key, out)
+            if old:
+                result = Result(path.stem, "reused", old["seconds"], old["peak_mib"], copy)
+            else:
+                bar = {"desc": label, "leave": False, "disable": not (talks and sys.stderr.isatty())}
+                result = _run_one(path, values, copy, key, out, bar)
+            results.append(result)
+            if talks:
+                words = f"{result.status} in {result.seconds:.0f} s" + (f", {result.error}" if result.error else "")
+                print(f"{label}: {'nothing changed, executed copy reused' if old else words}", file=sys.stderr)
+        page.write_index(out, profile)
     return results
+
+
+@contextlib.contextmanager
+def _alone(file):
+    """A context in which no other process that asks for this file writes into its folder."""
+    lock = FileLock(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as e:
+        raise Failed(f"Another run is writing into {file.parent}: wait for its end, or choose another --out.") from e
+    except OSError as e:
+        raise Failed(f"{file.parent} cannot be written ({e.strerror}): choose another folder with --out.") from e
+    with lock:
+        yield
 
 
 def sweep(
@@ -113,14 +135,22 @@ def sweep(
     out: str | Path = "build",
     scheduler: str = "single",
     workers: int | None = None,
-    **options,
+    fresh: bool = False,
 ) -> tuple[pd.DataFrame, list[Result]]:
     """``run`` for every combination of listed values: ``{"eps_255": [1, 2, 4]}`` makes three runs.
 
-    Each has a folder of its own in ``out``, called after its values. Returns all numbers of all records
-    (``records.collect``), also written to OUT/sweep.csv, and the results, named with their folders. If one parameter
-    varies and is a number, OUT/sweep.png shows the first numbers that have intervals. scheduler, workers: as for
-    ``parallel.compute``; its workers need not share a disk, only records come back then. Errors as for ``run``.
+    Each run has a folder of its own in ``out``, named after its values. If one parameter varies and is a number,
+    OUT/sweep.png shows the first numbers that have intervals.
+
+    Parameters
+    ----------
+    names, profile, overrides, out, fresh : as for ``run``, with its errors
+    scheduler, workers : as for ``parallel.compute``; workers on another disk send only the records back
+
+    Returns
+    -------
+    table : all numbers of all records (``records.collect``), also written to OUT/sweep.csv
+    results : of all runs, each named with its folder
     """
     out, paths = Path(out).resolve(), select(names)
     points = profiles.spread(paths, overrides)
@@ -130,23 +160,24 @@ def sweep(
     folders = {"_".join(f"{name}={value}" for name, value in values.items()) or ".": values for values in points}
     arguments = {"names": [path.stem for path in paths], "profile": profile, "points": folders, "out": str(out)}
     results, places = [], {}
-    for folder, (found, texts) in parallel.compute(_point, folders, scheduler, workers, **arguments, **options):
-        results += [dataclasses.replace(result, name=f"{folder} {result.name}") for result in found]
-        for stem, text in texts.items():
-            place = records.place(out / folder / "results", profile, stem)
-            with replacing(place) as part:  # a worker's may be on another machine
-                part.write_text(text, encoding="utf-8")
-            places.setdefault(folder, []).append(place)
-    table = records.collect([(folders[folder], place) for folder in folders for place in places.get(folder, [])])
-    with replacing(out / "sweep.csv") as part:
-        table.to_csv(part, index=False)
-    _draw(table, points, out / "sweep.png")
+    with _alone(out / ".sweep.lock"):
+        for folder, (found, texts) in parallel.compute(_point, folders, scheduler, workers, **arguments, fresh=fresh):
+            results += [dataclasses.replace(result, name=f"{folder} {result.name}") for result in found]
+            for stem, text in texts.items():
+                place = records.place(out / folder / "results", profile, stem)
+                with replacing(place) as part:  # the worker's file may be on another machine
+                    part.write_text(text, encoding="utf-8")
+                places.setdefault(folder, []).append(place)
+        table = records.collect([(folders[folder], place) for folder in folders for place in places.get(folder, [])])
+        with replacing(out / "sweep.csv") as part:
+            table.to_csv(part, index=False)
+        _draw(table, points, out / "sweep.png")
     return table, results
 
 
-def _point(folder, names, profile, points, out, **options):
+def _point(folder, names, profile, points, out, fresh):
     """One run of a sweep: its results, and the records as texts."""
-    results = run(names, profile, points[folder], Path(out) / folder, **options)
+    results = run(names, profile, points[folder], Path(out) / folder, fresh)
     fine = [result.name for result in results if result.status != "failed"]
     places = {name: records.place(Path(out) / folder / "results", profile, name) for name in fine}
     return results, {name: place.read_text(encoding="utf-8") for name, place in places.items() if place.exists()}
@@ -191,10 +222,8 @@ def _surroundings():
     for name in ("orl", "lfw"):
         with contextlib.suppress(Missing):
             data[name] = datasets.fingerprint(name)
-    versions = [importlib.metadata.version(name) for name in LIBRARIES]
-    return cache.key(
-        package, weights.fetched(), data, datasets.lfw_lists(), str(device), precision.has_bfloat16(device), versions
-    )
+    versions, half = cache.versions(), precision.has_bfloat16(device)
+    return cache.key(package, weights.fetched(), data, datasets.lfw_lists(), str(device), half, versions)
 
 
 def _note(copy):
@@ -222,7 +251,7 @@ def _run_one(path, values, copy, key, out, bar):
             cell.outputs, cell.execution_count = [], None
     # on disk before the first cell, so that a run that is killed does not look finished
     source.metadata["faceadv"] = {"profile": copy.parent.name, "status": "interrupted"}
-    _note(copy).unlink(missing_ok=True)
+    cache.write_json(_note(copy), None)  # a folder in its place is removed, too
     _save(source, copy)
     with _kernel() as (manager, peak):
         number, error = _execute(copy, values, path.parent, manager, bar)
@@ -321,7 +350,15 @@ def _kernel():
 def update(names: Names, out: str | Path = "build", fresh: bool = False) -> list[Result]:
     """Run notebooks under profile orl; outputs go into the committed notebooks, records into results/.
 
-    Sources stay as they are. Raises ``Invalid``, and writes nothing, if an output names a folder of this machine.
+    Sources stay as they are.
+
+    Parameters
+    ----------
+    names, out, fresh : as for ``run``, with its errors
+
+    Raises
+    ------
+    Invalid : if an output names a folder of this machine; nothing is written then
     """
     out = Path(out).resolve()
     results = run(names, out=out, fresh=fresh)

@@ -17,7 +17,8 @@ from faceadv.networks.common import checked, shipped
 __all__ = ["A3GN", "BOUND", "CODE", "CVAE", "Attention", "Discriminator", "load"]
 
 CODE = 64  # numbers of the target's latent code
-# No pixel moves farther than this. Without a bound the generator paints faces away before it learns whose face to make.
+# No pixel changes by more than this. Without a bound the generator learns to erase faces before it learns whose face to
+# make.
 BOUND = 0.1
 
 
@@ -44,12 +45,12 @@ class Attention(nn.Module):
 class CVAE(nn.Module):
     """The target as a latent code: mean and log variance of q(z | y), each (N, CODE).
 
-    It sees the target through the recogniser's eyes: its input is the embedding (N, D), standardised.
+    It knows the target only as the recogniser does: its input is the embedding (N, D), standardised.
     """
 
-    def __init__(self, dimension: int, code: int = CODE):
+    def __init__(self, dimension: int):
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(dimension, 256), nn.SiLU(), nn.Linear(256, 2 * code))
+        self.body = nn.Sequential(nn.Linear(dimension, 256), nn.SiLU(), nn.Linear(256, 2 * CODE))
 
     def forward(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.body(embeddings).chunk(2, 1)
@@ -58,11 +59,17 @@ class CVAE(nn.Module):
 class A3GN(nn.Module):
     """The generator: encoder, the target's code, residual blocks with attention, decoder.
 
-    ``network(images, embeddings)``: images (N, 3, H, W) in [0, 1], H and W multiples of 4, and embeddings (N, D) of
-    the targets by the recogniser under attack; the attacked images, (N, 3, H, W) in [0, 1]. Raises ``Invalid`` for
-    other inputs. The decoder gives a correction to the image within ``BOUND``, 0 before training. Without ``cvae`` the
-    embedding takes the code's place, without ``attention`` the two attention layers are left out. Embeddings are
+    ``network(images, embeddings)`` gives the attacked images (N, 3, H, W) in [0, 1]. images: (N, 3, H, W) in [0, 1], H
+    and W multiples of 4; embeddings: those (N, D) of the targets by the recogniser under attack. Raises ``Invalid`` for
+    other inputs. The decoder gives a correction to the image within ``BOUND``, 0 before training. Embeddings are
     standardised by the buffers ``mean`` and ``spread``, because most of an embedding is what all faces share.
+
+    Parameters
+    ----------
+    dimension : D
+    width, blocks : a quarter of the channels in the residual blocks, and how many of these there are
+    cvae : without it the embedding takes the code's place
+    attention : without it the two attention layers are left out
     """
 
     def __init__(self, dimension: int = 128, width: int = 32, blocks: int = 4, cvae: bool = True,
@@ -113,7 +120,7 @@ class A3GN(nn.Module):
             raise Invalid(f"Each image needs one embedding of its target, and for {len(images)} there are {len(z)}.")
         first = self.head((images * 2 - 1).contiguous(memory_format=torch.channels_last))
         x = self.down(first)
-        plan = self.plan(z).view(len(z), -1, 7, 7)  # where on the face the target wants what
+        plan = self.plan(z).view(len(z), -1, 7, 7)  # what the target asks for at each place of the face
         x = self.mix(torch.cat([x, F.interpolate(plan.to(x), x.shape[2:], mode="bilinear")], 1))
         for i, block in enumerate(self.blocks):
             x = block(x, z)

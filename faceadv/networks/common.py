@@ -1,16 +1,14 @@
-"""What networks and purifiers share: reading shipped weights, and checking images and options."""
+"""What networks and attacks share: reading shipped weights, checking images, and drawing random numbers."""
 
-import math
 from collections.abc import Callable
-from numbers import Integral, Real
 
-from torch import Tensor, nn, random
+from torch import Generator, Tensor, nn, random
 
-from faceadv.errors import Invalid
+from faceadv.errors import Invalid, whole
 from faceadv.images import check_images
 from faceadv.store import weights
 
-__all__ = ["checked", "filled", "number", "shipped", "whole"]
+__all__ = ["checked", "filled", "generator", "shipped"]
 
 
 def shipped(name: str, build: Callable[[dict], nn.Module]) -> nn.Module:
@@ -30,9 +28,18 @@ def shipped(name: str, build: Callable[[dict], nn.Module]) -> nn.Module:
 
 
 def filled(network: nn.Module, state: dict[str, Tensor], said: str, assign: bool = False) -> nn.Module:
-    """The network with all weights of ``state``, in evaluation mode, frozen; ``Invalid(said)`` if they are others.
+    """The network with all the weights of a file, in evaluation mode, frozen.
 
-    Only batch norm's counters may be missing, which torch adds. assign: take the tensors themselves, no copies.
+    Parameters
+    ----------
+    network : it is changed
+    state : its weights by name; only batch norm's counters may be missing, and torch adds them
+    said : the message if a weight is missing, left over or of another shape
+    assign : take the tensors themselves instead of copies
+
+    Raises
+    ------
+    Invalid : for the weights of another network
     """
     try:
         network.load_state_dict(state, assign=assign)
@@ -50,18 +57,6 @@ def checked(images: Tensor, multiple: int = 1) -> Tensor:
     return images.float()
 
 
-def whole(name: str, value: int, low: int, high: float = math.inf) -> int:
-    """The option ``name`` as an int. Raises ``Invalid`` unless it is a whole number from ``low`` to ``high``."""
-    return int(_option(name, value, low, high, Integral, "whole number"))
-
-
-def number(name: str, value: float, low: float, high: float = math.inf) -> float:
-    """The option ``name`` as a float. Raises ``Invalid`` unless it is a finite number from ``low`` to ``high``."""
-    return float(_option(name, value, low, high, Real, "number"))
-
-
-def _option(name, value, low, high, kind, what):
-    if isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high and value != math.inf:
-        return value
-    limits = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
-    raise Invalid(f"{name} must be a {what} {limits}, not {value!r}.")
+def generator(seed: int) -> Generator:
+    """A generator of random numbers on the CPU. Raises ``Invalid`` for a seed that is no whole number from 0 on."""
+    return Generator().manual_seed(whole("seed", seed, 0, 2**63 - 1))

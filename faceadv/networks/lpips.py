@@ -21,11 +21,11 @@ def load(device: torch.device | str = "cpu") -> Callable[[torch.Tensor, torch.Te
 
     Raises ``Missing`` if AlexNet's weights are not here, ``Invalid`` for other weights and, when called, other images.
     """
-    network = _network(weights.find("alexnet"), device)
+    network = _network(weights.find("alexnet"), torch.empty(0, device=device).device)  # "cuda" is "cuda:0" then
     return lambda a, b: network(checked(a), checked(b), normalize=True).flatten()
 
 
-@functools.lru_cache(maxsize=1)  # the file has 244 MB, and every cloak asks for it
+@functools.lru_cache(maxsize=1)  # the file has 244 MB, and each call of a cloak asks for it
 def _network(path, device):
     state = weights.read_state(path)
     # with AlexNet's trunk as random numbers, torchmetrics does not try to download it

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 import torch
-from diffusers import DDPMPipeline, UNet2DModel
+from diffusers import DDPMPipeline, SchedulerMixin, UNet2DModel
 from diffusers.utils import logging
+from torch import nn
 
 from faceadv.errors import Invalid, Missing
 from faceadv.store import weights
@@ -16,7 +17,7 @@ PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
 
 def build(side: int, widths: Sequence[int]) -> UNet2DModel:
-    """A UNet of diffusers for RGB images of ``side``, one block per level, attention on the lowest one."""
+    """A UNet of diffusers for RGB images of that side: a level with one block for each width, attention on the last."""
     plain = len(widths) - 1
     return UNet2DModel(
         sample_size=side,
@@ -29,7 +30,7 @@ def build(side: int, widths: Sequence[int]) -> UNet2DModel:
     )
 
 
-def side(unet) -> int:
+def side(unet: nn.Module) -> int:
     """The side S of the square images (N, 3, S, S) of a UNet. Raises ``Invalid`` if they are not square."""
     size = unet.config.sample_size
     sides = set(size) if isinstance(size, (list, tuple)) else {size}
@@ -38,7 +39,7 @@ def side(unet) -> int:
     return sides.pop()
 
 
-def prediction(schedule) -> str:
+def prediction(schedule: SchedulerMixin | None) -> str:
     """What a UNet with this scheduler of diffusers predicts, one of ``PREDICTIONS``. ``Invalid`` for anything else."""
     kind = getattr(getattr(schedule, "config", None), "prediction_type", "epsilon")
     if kind not in PREDICTIONS:
@@ -46,15 +47,15 @@ def prediction(schedule) -> str:
     return kind
 
 
-def load(name: str = "shipped") -> tuple[UNet2DModel, object]:
+def load(name: str = "shipped") -> tuple[UNet2DModel, SchedulerMixin]:
     """A diffusion prior: ``(unet, schedule)`` of "shipped", a folder, or a name on the Hugging Face hub.
 
-    Any model of square RGB images without classes that diffusers' ``DDPMPipeline.from_pretrained`` loads, frozen, in
-    float32. Raises ``Missing`` if there is none, ``Invalid`` for a model of another kind.
+    It may be any model of square RGB images without classes that diffusers' ``DDPMPipeline.from_pretrained`` loads. It
+    comes frozen and in float32. Raises ``Missing`` if there is none, ``Invalid`` for a model of another kind.
     """
     if name == "shipped":
         name = weights.checked("prior")
-    logging.disable_progress_bar()  # it would show for a blink, in the notebooks too
+    logging.disable_progress_bar()  # it would flash up, in the notebooks too
     try:
         with torch.random.fork_rng(devices=[]):  # as in ``common.shipped``
             # the last option asks for accelerate, which is not here

@@ -16,10 +16,14 @@ class ResGN(nn.Module):
     """SRResNet without up-sampling: head, residual blocks with batch norm, global skip, tail.
 
     (N, 3, H, W) in [0, 1] to the same; H and W must be multiples of ``shrink``. Raises ``Invalid`` for other images.
-    blocks, width: 16 and 64 in SRResNet.
-    shrink: 1 as in the paper; 2 works on the image folded to half its side and four times its channels (FFDNet, Zhang
-    et al. 2018), which costs a quarter. The tail gives a correction to the image, 0 before training, where SRResNet
-    gives the image itself through a tanh: thousands of steps suffice, not a thousand epochs.
+    The tail gives a correction to the image, 0 before training. (SRResNet's gives the image itself, through a tanh.)
+    Thousands of steps suffice for that, instead of a thousand epochs.
+
+    Parameters
+    ----------
+    blocks, width : 16 and 64 as in SRResNet
+    shrink : 1 as in the paper; 2 works on the image folded to half its side and four times its channels (FFDNet, Zhang
+        et al. 2018), which costs a quarter
     """
 
     def __init__(self, blocks: int = 16, width: int = 64, shrink: int = 1):

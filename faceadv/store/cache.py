@@ -14,32 +14,37 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from glob import escape
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from faceadv.errors import Failed
 from faceadv.store.paths import cache_root, replacing, scratch
 from faceadv.store.progress import log
 
-__all__ = ["array", "content", "entry", "key", "read_json", "sha256", "write_json"]
+__all__ = ["LIBRARIES", "array", "content", "entry", "key", "lock", "read_json", "sha256", "versions", "write_json"]
 
 VERSION = 1  # of the layout of entries
 NOTE = "entry.json"
-# a read-only mount is no PermissionError
+# what numbers are made with: another version may give others
+LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "facenet-pytorch", "diffusers", "torchmetrics", "scikit-learn")
+LIBRARIES += ("scipy",)
+# the error of a read-only mount is not a PermissionError
 UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
 YOUNG = 2  # seconds: two changes of a file within one tick of its file system's clock look like one
 _known = {}
 
 
-def key(*parts) -> str:
+def key(*parts: object) -> str:
     """A hash of arrays, tensors, modules, bytes, files and whatever JSON can hold, 24 hexadecimal digits.
 
-    Parts may be nested in lists and dicts. A ``Path`` stands for the content of its file, a module for its layers and
-    weights. Raises ``TypeError`` for anything else.
+    Parts may be nested in lists and dicts. A ``Path`` stands for the content of its file, a module for its layers,
+    weights and public attributes (those that a key can be made of; not whether it is in training mode). Raises
+    ``TypeError`` for anything else.
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -49,9 +54,13 @@ def key(*parts) -> str:
 
 def _feed(digest, part):
     if hasattr(part, "state_dict"):
-        part = ["module", repr(part), part.state_dict()]
+        part = ["module", repr(part), part.state_dict(), _options(part)]
     if hasattr(part, "detach"):
-        part = part.detach().cpu().numpy()
+        part = part.detach().cpu()
+        try:
+            part = part.numpy()
+        except TypeError:  # NumPy has no bfloat16, whose values float32 holds exactly
+            part = [str(part.dtype), part.float().numpy()]
     if isinstance(part, np.ndarray) and not part.dtype.hasobject:
         digest.update(f"array {part.dtype.str} {part.shape} ".encode())
         digest.update(np.ascontiguousarray(part).data)
@@ -68,16 +77,71 @@ def _feed(digest, part):
         digest.update(f"value {json.dumps(part.item() if isinstance(part, np.generic) else part)} ".encode())
 
 
+def _options(module):
+    """Keys of the public attributes of a module and of those in it, by their names."""
+    found = {}
+    for place, part in module.named_modules() if hasattr(module, "named_modules") else ():
+        for name, value in vars(part).items():
+            if not name.startswith("_") and name != "training":
+                with contextlib.suppress(TypeError):  # of a function, for example, which has no content
+                    found[f"{place}.{name}"] = key(value)
+    return found
+
+
+def versions() -> dict[str, str]:
+    """The versions of ``LIBRARIES``, which belong in the key of whatever was computed."""
+    return {name: metadata.version(name) for name in LIBRARIES}
+
+
+@contextlib.contextmanager
+def lock(name: str, busy: str = "", wait: bool = True) -> Iterator[None]:
+    """A context that one process, and in it one thread, can be in at a time.
+
+    Parameters
+    ----------
+    name : of the lock; the same thread may hold it more than once
+    busy : a sentence for the log when there is somebody to wait for
+    wait : without it that sentence is the error instead
+
+    Raises
+    ------
+    Failed : if another one is in it and ``wait`` is off, or if the cache cannot be written
+    """
+    with _writing():
+        held = FileLock(cache_root() / "locks" / name, is_singleton=True)
+        try:
+            held.acquire(timeout=0)
+        except Timeout as e:
+            if not wait:
+                raise Failed(busy) from e
+            if busy:
+                log.warning(busy)
+            held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
+
+
 def entry(room: str, name: str, key: str, make: Callable[[Path], object]) -> Path:
     """The folder of an entry. ``make(folder)`` writes its files if it is not here, or not as it was written.
 
-    Raises ``Failed`` if the cache cannot be written, and what ``make`` raises; nothing is kept then.
+    Parameters
+    ----------
+    room, name : where it lies in the cache
+    key : a hash of all that the entry depends on, from ``cache.key``
+    make : writes the files of the entry into an empty folder
+
+    Raises
+    ------
+    Failed : if the cache cannot be written
+    Exception : what ``make`` raises; nothing is kept then
     """
-    name = re.sub(r"[^\w.-]+", "_", name)[:60]  # the name may be that of any folder
+    name = re.sub(r"[^\w.-]+", "_", name)[:60]  # it may be the name of any folder
     home = cache_root() / room / f"{name}-{key}"
     if _damage(home) is None:
         return home
-    with _writing(), FileLock(cache_root() / "locks" / f"{room}-{home.name}"):
+    with _writing(), lock(f"{room}-{home.name}"):
         reason = _damage(home)
         if reason is None:  # another process made it meanwhile
             return home
@@ -96,7 +160,13 @@ def entry(room: str, name: str, key: str, make: Callable[[Path], object]) -> Pat
 
 
 def array(room: str, name: str, key: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """An array kept as an entry, made by ``make()`` if need be. Errors as for ``entry``."""
+    """An array that is kept as an entry.
+
+    Parameters
+    ----------
+    room, name, key : as for ``entry``, with its errors
+    make : computes the array; called only if the entry is not here, or not as it was written
+    """
     home = entry(room, name, key, lambda folder: np.save(folder / "array.npy", make(), allow_pickle=False))
     return np.load(home / "array.npy")
 
@@ -120,7 +190,7 @@ def _damage(home: Path) -> str | None:
 def _facts(path):
     facts = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     if path.suffix == ".npy":
-        made = np.load(path, mmap_mode="r" if facts["bytes"] > 256 else None)  # nothing cannot be mapped
+        made = np.load(path, mmap_mode="r" if facts["bytes"] > 256 else None)  # an empty array cannot be mapped
         facts |= {"shape": list(made.shape), "dtype": made.dtype.str}
     return facts
 
@@ -184,7 +254,7 @@ def content(name: str, files: Sequence[Path]) -> str:
     return read().tobytes().hex()
 
 
-def write_json(path: Path, value) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write a value as JSON with its checksum, whole or not at all."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     if path.is_dir():  # ``read_json`` has said that it is damaged
@@ -193,7 +263,7 @@ def write_json(path: Path, value) -> None:
         part.write_text(f"{text}\n{hashlib.sha256(text.encode()).hexdigest()}\n", encoding="utf-8")
 
 
-def read_json(path: Path):
+def read_json(path: Path) -> object:
     """The value in a file of ``write_json``; None if there is none, or, with a line, if it is not as it was written."""
     try:
         text, digest = path.read_text(encoding="utf-8").split("\n")[:2]

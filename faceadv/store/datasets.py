@@ -126,16 +126,34 @@ def _known(name):
 
 
 def fetch(name: str, root: str | Path | None = None, source: dict | None = None) -> Path:
-    """Download a data set into ROOT and return its folder; what is already there is left alone.
+    """Download a data set and return its folder; what is already there is left alone.
 
-    Every file is checked by SHA-256 before it takes its place, and an interrupted download leaves nothing.
-    source: another mirror of LFW than that of ``sources.yaml``, in the same form. Raises ``Invalid`` for an unknown
-    name, ``Failed`` if a download fails or is not what was published or the disk is too full, and ``OSError``.
+    Every file is checked by SHA-256 before it takes its place, and an interrupted download leaves nothing. If another
+    process fetches the same, this one waits for its end.
+
+    Parameters
+    ----------
+    name : "orl" or "lfw"
+    root : folder with data sets; by default ``FACEADV_DATA``
+    source : another mirror of LFW than that of ``sources.yaml``, in the same form
+
+    Raises
+    ------
+    Invalid : for an unknown name
+    Failed : if a download fails or is not what was published, or if the disk is too full
+    OSError : if ROOT cannot be written
     """
     _known(name)
     if name == "orl":
         return orl_folder()
-    home, source, have = _root(root) / "lfw", source or SOURCES["lfw"], None
+    home = _root(root) / "lfw"
+    busy = f"Another process is fetching LFW into {home}: this one waits for its end."
+    with cache.lock(f"lfw-{cache.key(str(home.resolve()))}", busy):
+        return _fetch_lfw(home, root, source or SOURCES["lfw"])
+
+
+def _fetch_lfw(home, root, source):
+    have = None
     with contextlib.suppress(Missing):
         have = lfw_folder(root)
     if not have:
@@ -187,10 +205,18 @@ def _unpack(packed, home):
 
 
 def download(url: str, path: Path, sha256: str | None = None, accept: Callable[[Path], object] | None = None) -> None:
-    """Fetch one file whole and checked to ``path``, or leave there what was there.
+    """Fetch one file, whole and checked; if that fails, what was in its place stays there.
 
-    sha256: what the file must have. accept: called with the path of what came, raises if it is not wanted.
-    Raises ``Failed`` if the transfer fails or brings something else, and ``OSError`` if the file cannot be written.
+    Parameters
+    ----------
+    url, path : from where, and to where
+    sha256 : what the file must have; None if that is not known
+    accept : called with the path of what came; raises an error if it is not wanted
+
+    Raises
+    ------
+    Failed : if the transfer fails or brings something else
+    OSError : if the file cannot be written
     """
     import requests  # takes a moment
 

@@ -1,8 +1,8 @@
 """Who of LFW may be trained on: the identity-disjoint halves of View 1.
 
 scikit-learn's mirror of LFW has the pairs, but not peopleDevTrain.txt and peopleDevTest.txt, which name the 4,038 and
-the 1,711 people. ``lfw_people.bin`` holds the first four bytes of the SHA-256 of each of these names, in this order: it
-tells the halves apart, and lists nobody.
+the 1,711 people. ``lfw_people.bin`` holds the first four bytes of the SHA-256 of each of these names, in this order.
+With it the halves can be told apart, though it contains no names.
 """
 
 import hashlib

@@ -35,13 +35,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _beside(path)
     part.touch(0o666, exist_ok=False)
-    mode = part.stat().st_mode & 0o777  # as the user's umask wants it; safetensors makes its files for the owner alone
+    mode = part.stat().st_mode & 0o777  # what the user's umask allows; safetensors lets only the owner read its files
     try:
         yield part
         os.chmod(part, mode)
         os.replace(part, path)
     except OSError as e:
-        if e.errno and not e.filename:  # that of a full disk names no file; one with words of its own would lose them
+        # the error of a full disk names no file; an error with a text of its own would lose it
+        if e.errno and not e.filename:
             e.filename = str(path)
         raise
     finally:

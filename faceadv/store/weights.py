@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from faceadv.errors import Failed, Invalid, Missing
-from faceadv.store.cache import sha256
+from faceadv.store import cache
 from faceadv.store.datasets import SOURCES, download
 from faceadv.store.paths import cache_root, nearest, replacing
 
@@ -42,7 +42,7 @@ def shipped() -> dict[str, dict[str, str]]:
 
 def fetched() -> dict[str, str]:
     """The SHA-256 of each fetched file of weights that is here, by the name of the weights."""
-    return {row["name"]: sha256(row["path"]) for row in listing() if row["found"] and row["name"] in DOWNLOADS}
+    return {row["name"]: cache.sha256(row["path"]) for row in listing() if row["found"] and row["name"] in DOWNLOADS}
 
 
 def names() -> list[str]:
@@ -97,27 +97,28 @@ def _files(name):
 def fetch(name: str, release: str | None = None) -> Path:
     """Download weights and return their path; those that are there already are left alone.
 
-    release: the folder of the file, by default its publisher's. The files of VGGFace2 and AlexNet are checked by
-    SHA-256. No hash is known for the others: the first download is trusted if it loads with ``weights_only=True`` as
-    the tensors of its network. Its SHA-256 is written beside it (``.sha256``) and checked at every later load.
-    Raises ``Invalid`` for an unknown name, ``Failed`` if the download fails or holds something else.
+    release: the address of the folder that has the file, by default its publisher's. The files of VGGFace2 and AlexNet
+    are checked by SHA-256. For the others no hash is known: the first download is trusted if it loads with
+    ``weights_only=True`` as the tensors of its network. Its SHA-256 is written beside it (``.sha256``) and checked at
+    every later load. Raises ``Invalid`` for an unknown name, ``Failed`` if the download fails or holds something else.
     """
     if name not in DOWNLOADS:
         return find(name)
-    with contextlib.suppress(Missing):
-        return find(name)
-    row = DOWNLOADS[name]
-    path = cache_root() / "weights" / row["file"]
-    _note(path).unlink(missing_ok=True)  # of a file that was deleted
-    digest = PUBLISHED.get(path.name)
+    with cache.lock(f"weights-{name}", f"Another process is fetching {name}: this one waits for its end."):
+        with contextlib.suppress(Missing):
+            return find(name)
+        row = DOWNLOADS[name]
+        path = cache_root() / "weights" / row["file"]
+        _note(path).unlink(missing_ok=True)  # it is of a file that was deleted
+        digest = PUBLISHED.get(path.name)
 
-    def accept(part):
-        if not digest and layout(_read_torch(part, path.name)) != row["layout"]:
-            raise Failed(f"{path.name} does not hold the weights of {row['network']} and was not kept.")
+        def accept(part):
+            if not digest and layout(_read_torch(part, path.name)) != row["layout"]:
+                raise Failed(f"{path.name} does not hold the weights of {row['network']} and was not kept.")
 
-    download((release or row["host"]) + path.name, path, digest, accept)
-    _remember(path)
-    return path
+        download((release or row["host"]) + path.name, path, digest, accept)
+        _remember(path)
+        return path
 
 
 def layout(state: Mapping[str, torch.Tensor]) -> str:
@@ -129,10 +130,13 @@ def layout(state: Mapping[str, torch.Tensor]) -> str:
 def read_state(path: str | Path) -> dict[str, torch.Tensor]:
     """The state dict in a torch file, loaded with ``weights_only=True`` after its SHA-256 was checked.
 
-    The hash is the known one, or that beside the file (``.sha256``), which is written now if there is none: the first
-    use is trusted. Raises ``Invalid`` if the hash differs, ``Failed`` if there is no state dict.
+    The hash is the published one, or the one beside the file (``.sha256``). If there is none, the file is trusted, and
+    its hash is written there now. Raises ``Missing`` if there is no such file, ``Invalid`` if the hash differs,
+    ``Failed`` if the file holds no state dict.
     """
     path = Path(path)
+    if not path.is_file():
+        raise Missing(f"There is no file {path}: `faceadv weights list` shows which weights are here.")
     _compare({path: _known(path)}, FETCHED)
     state = _read_torch(path)
     with contextlib.suppress(OSError):  # somebody else's folder, or a read-only disk: every use is the first
@@ -152,13 +156,13 @@ def _known(path):
 def _remember(path):
     if _known(path) is None:
         with replacing(_note(path)) as part:
-            part.write_text(sha256(path) + "\n")
+            part.write_text(cache.sha256(path) + "\n")
 
 
 def _compare(files, fate):
     """Raise ``Invalid`` if one of the files is not what it was."""
     for path, digest in files.items():
-        if digest is not None and digest != sha256(path):
+        if digest is not None and digest != cache.sha256(path):
             raise Invalid(f"{path if fate is FETCHED else path.name} is not the file that {fate}.")
 
 
@@ -217,7 +221,7 @@ def ship(name: str, tensors: Mapping[str, torch.Tensor]) -> Path:
 
 def enter(name: str, files: Iterable[Path]) -> None:
     """Write the SHA-256 of shipped files into ``models/SHA256SUMS``, in place of what it has of that name."""
-    sums = shipped() | {name: {path.relative_to(SHIPPED).as_posix(): sha256(path) for path in files}}
+    sums = shipped() | {name: {path.relative_to(SHIPPED).as_posix(): cache.sha256(path) for path in files}}
     lines = sorted((path, digest) for paths in sums.values() for path, digest in paths.items())
     with replacing(SHIPPED / "SHA256SUMS") as part:
         part.write_text("".join(f"{digest}  {path}\n" for path, digest in lines), encoding="utf-8")

@@ -29,18 +29,27 @@ SHEET = 8  # faces on a sample sheet
 LOG = weights.SHIPPED / "a3gn.log.jsonl"
 
 
-def generator_terms(made, images, code, wanted, recogniser, judges=(None, None), targets=None, margin=MARGIN):
-    """The generator's losses as a dict of scalars.
+def generator_terms(
+    made: torch.Tensor,
+    images: torch.Tensor,
+    code: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None],
+    wanted: torch.Tensor,
+    recogniser: Recogniser,
+    judges: tuple[Discriminator | None, Discriminator | None] = (None, None),
+    targets: torch.Tensor | None = None,
+    margin: float = MARGIN,
+) -> dict[str, torch.Tensor]:
+    """The generator's losses as scalars by name.
 
     Parameters
     ----------
-    made, images: G(x, z) and x, (N, 3, H, W) in [0, 1]
-    code: what ``A3GN.code`` gives; "kl" is the divergence of q(z | y) from N(0, I)
-    wanted: embeddings of the targets, (N, D); "cosine" is 1 - cos(F(G), F(y))
-    recogniser: F
-    judges: the normal and the instance discriminator; None leaves its loss out
-    targets: the targets' photos, for the instance discriminator
-    margin: "reconstruction" is the mean absolute change beyond it
+    made, images : G(x, z) and x, (N, 3, H, W) in [0, 1]
+    code : what ``A3GN.code`` gives; "kl" is the divergence of q(z | y) from N(0, I)
+    wanted : embeddings of the targets, (N, D); "cosine" is 1 - cos(F(G), F(y))
+    recogniser : F
+    judges : the normal and the instance discriminator; None leaves its loss out
+    targets : the targets' photos (N, 3, H, W), for the instance discriminator
+    margin : "reconstruction" is the mean absolute change beyond it
     """
     value = {"reconstruction": F.relu((made - images).abs().mean((1, 2, 3)) - margin).mean()}
     embeddings = recogniser.embed(made, fast=True).float()
@@ -61,22 +70,40 @@ def hinge(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
     return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
 
 
-def photos(profile: str = "lfw", root: loop.Place = None, seed: int = 0, device="cpu"):
-    """What every profile learns from, the first arguments of ``train``: LFW's training people, and the recogniser."""
+def photos(
+    profile: str = "lfw", root: loop.Place = None, seed: int = 0, device: loop.Device = "cpu"
+) -> tuple[faces.FaceSet, Recogniser]:
+    """What every profile learns from, the first arguments of ``train``: LFW's training people, and the recogniser.
+
+    Parameters
+    ----------
+    profile : a key of ``SETTINGS``; all learn from the same
+    root : folder with data sets; by default ``FACEADV_DATA``
+    seed, device : where the recogniser is; the seed is not needed
+    """
     return loop.students(root), recognisers.load("dlib", device)
 
 
-def train(data: faces.FaceSet, recogniser: Recogniser, settings: dict, *, out=None, resume=False, seed=0, device="cpu"):
+def train(
+    data: faces.FaceSet,
+    recogniser: Recogniser,
+    settings: dict,
+    *,
+    out: loop.Place = None,
+    resume: bool = False,
+    seed: int = 0,
+    device: loop.Device = "cpu",
+) -> tuple[A3GN, list[dict]]:
     """Train a generator and its discriminators; returns ``(generator, log)``, the generator frozen.
 
     Parameters
     ----------
-    data: the people; each batch draws sources and, for each, a target of another person
-    recogniser: the one to attack
-    settings: "steps", "batch", "lr" (the peak), "width", "blocks", "cvae" and "attention" (False: without), "factors"
+    data : the people; each batch draws sources and, for each, a target of another person
+    recogniser : the one to attack
+    settings : "steps", "batch", "lr" (the peak), "width", "blocks", "cvae" and "attention" (False: without), "factors"
         (weights of the losses; 0 leaves one out and its discriminator untrained), "margin" (the mean change that costs
         nothing), "begin" (a generator's state to start from); what is missing is as in the profile lfw
-    out, resume, seed, device: as for ``loop.train``; a sheet of samples lies beside each checkpoint
+    out, resume, seed, device : as for ``loop.train``, with its errors; beside each checkpoint lies a sheet of samples
     """
     settings = loop.complete(settings, SETTINGS)
     chips, factors, seen = np.asarray(data.chips), settings["factors"], {}
@@ -133,7 +160,7 @@ def _networks(settings, embeddings, seed, device):
     return modules, optimisers
 
 
-def write(state: dict) -> Path:
-    """Write the shipped file, with the generator's sizes; returns its path."""
+def write(state: dict, root: loop.Place = None) -> Path:
+    """Write the shipped file, with the generator's sizes, from a checkpoint; returns its path. root is not needed."""
     sizes = {key: torch.tensor(state["run"][key]) for key in ("width", "blocks")}
     return weights.ship("a3gn", state["modules"]["generator"] | sizes)

@@ -4,13 +4,14 @@ A recipe is a module of this room with ``SETTINGS`` (a dict for each profile), `
 ``train`` (hands a ``Plan`` to ``loop.train``, returns ``(network, log)``) and ``write`` (ships a checkpoint).
 """
 
+import contextlib
 import dataclasses
 import importlib
 import io
 import json
 import math
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -28,7 +29,9 @@ __all__ += ["students", "train", "write_log"]
 CHECKPOINT, LOG = "last.pt", "log.jsonl"
 EVERY = 100  # steps between two checkpoints
 MEAN = 50  # one row of a shipped log is the mean of so many steps
+WARM = 0.1  # share of the steps in which the learning rate rises
 Place = str | Path | None
+Device = str | torch.device
 
 
 @dataclasses.dataclass
@@ -46,34 +49,28 @@ class Plan:
     sheet: Callable[[], torch.Tensor] | None = None  # makes a picture (3, H, W) to be saved with each checkpoint
 
 
-def train(plan: Plan, out: Place = None, resume: bool = False, seed: int = 0, device="cpu") -> list[dict]:
+def train(
+    plan: Plan, out: Place = None, resume: bool = False, seed: int = 0, device: Device = "cpu"
+) -> list[dict[str, float]]:
     """Train the modules of a plan in place and freeze them; returns the log, one dict of "step" and losses per step.
 
     Parameters
     ----------
-    out: folder for ``last.pt``, written every ``EVERY`` steps, and ``log.jsonl``; by default nothing is kept
-    resume: go on from the checkpoint in ``out``, if there is one; on a CPU the run then ends with the same weights as
+    plan : what to train, and how
+    out : folder for ``last.pt``, written every ``EVERY`` steps, and ``log.jsonl``; by default nothing is kept
+    resume : go on from the checkpoint in ``out``, if there is one; on a CPU the run then ends with the same weights as
         one that was not killed. Without it the old checkpoint and log are deleted.
-    seed, device: of what the steps draw (the recipe seeds the weights), and where the modules are
+    seed, device : of what the steps draw (the recipe seeds the weights), and where the modules are
 
-    Raises ``Invalid`` if the checkpoint is of another recipe, seed, setting or data, ``Failed`` if it is damaged or
-    ``out`` cannot be written.
+    Raises
+    ------
+    Invalid : if the checkpoint is of another recipe, seed, setting or data
+    Failed : if it is damaged, if another training is at work in ``out``, or if ``out`` cannot be written
     """
-    steps, start, rows, out = plan.settings["steps"], 0, [], out and Path(out)
+    out = out and Path(out)
     try:
-        if out:
-            identity = {"recipe": plan.recipe, "seed": seed, **plan.settings, "data": cache.key(plan.data)}
-            identity = json.loads(json.dumps(identity, default=cache.key))  # tuples as lists, tensors as hashes
-            start, rows = _begin(plan, identity, out, resume, device)
-        for number in progress.bar(range(start, steps), initial=start, total=steps, desc=f"training {plan.recipe}"):
-            rate = plan.rate(number) if plan.rate else one_cycle(number, steps, plan.settings["lr"])
-            for group in (group for optimiser in plan.optimisers.values() for group in optimiser.param_groups):
-                group["lr"] = rate
-            rows.append({"step": number + 1, **plan.step(number, generator(seed, number))})
-            if out:
-                append(out / LOG, rows[-1])
-                if (number + 1) % EVERY == 0 or number + 1 == steps:
-                    _save(plan, identity, out, number + 1)
+        with _alone(out):
+            rows = _descend(plan, out, resume, seed, device)
     except OSError as e:
         if not out or isinstance(e, UserError):
             raise
@@ -81,6 +78,33 @@ def train(plan: Plan, out: Place = None, resume: bool = False, seed: int = 0, de
     for module in plan.modules.values():
         if isinstance(module, torch.nn.Module):
             module.eval().requires_grad_(False)
+    return rows
+
+
+def _alone(out):
+    """A context in which nobody else trains in a folder."""
+    if not out:
+        return contextlib.nullcontext()
+    busy = f"Another training is at work in {out}: wait for its end, or name another folder."
+    return cache.lock(f"train-{cache.key(str(out.resolve()))}", busy, wait=False)
+
+
+def _descend(plan, out, resume, seed, device):
+    """Make the steps that are not made yet; returns the rows of all."""
+    steps, start, rows = plan.settings["steps"], 0, []
+    if out:
+        identity = {"recipe": plan.recipe, "seed": seed, **plan.settings, "data": cache.key(plan.data)}
+        identity = json.loads(json.dumps(identity, default=cache.key))  # tuples as lists, tensors as hashes
+        start, rows = _begin(plan, identity, out, resume, device)
+    for number in progress.bar(range(start, steps), initial=start, total=steps, desc=f"training {plan.recipe}"):
+        rate = plan.rate(number) if plan.rate else one_cycle(number, steps, plan.settings["lr"])
+        for group in (group for optimiser in plan.optimisers.values() for group in optimiser.param_groups):
+            group["lr"] = rate
+        rows.append({"step": number + 1, **plan.step(number, generator(seed, number))})
+        if out:
+            append(out / LOG, rows[-1])
+            if (number + 1) % EVERY == 0 or number + 1 == steps:
+                _save(plan, identity, out, number + 1)
     return rows
 
 
@@ -172,11 +196,20 @@ def write_log(path: Path, rows: list[dict]) -> None:
         part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def one_cycle(step: int, steps: int, peak: float, warm: float = 0.1) -> float:
-    """Learning rate at ``step``: linear warm-up over the share ``warm``, then half a cosine down to zero."""
-    if step < warm * steps:
-        return min(peak, peak * (step + 1) / (warm * steps))
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warm * steps) / (steps - warm * steps)))
+def one_cycle(step: int, steps: int, peak: float) -> float:
+    """The learning rate at one of ``steps``: it rises linearly to ``peak`` over the share ``WARM`` of the steps.
+
+    Then it falls to zero along half a cosine.
+
+    Parameters
+    ----------
+    step, steps : the number of the step, from 0, and how many there are
+    peak : the largest rate
+    """
+    warm = WARM * steps
+    if step < warm:
+        return min(peak, peak * (step + 1) / warm)
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
 
 
 def generator(seed: int, step: int) -> torch.Generator:
@@ -184,8 +217,16 @@ def generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
-def descend(optimiser: torch.optim.Optimizer, loss: torch.Tensor, clipped=(), norm: float = math.inf) -> None:
-    """One step of an optimiser; the gradient of the parameters ``clipped`` is cut to length ``norm`` before."""
+def descend(
+    optimiser: torch.optim.Optimizer, loss: torch.Tensor, clipped: Sequence[torch.Tensor] = (), norm: float = math.inf
+) -> None:
+    """One step of an optimiser.
+
+    Parameters
+    ----------
+    optimiser, loss : what steps, and the scalar whose gradient it follows
+    clipped, norm : the gradient of these parameters together is shortened to this length if it is longer
+    """
     optimiser.zero_grad()
     loss.backward()
     if clipped:
@@ -206,24 +247,45 @@ def students(root: Place = None) -> faces.FaceSet:
     return lfw.people(pairs.lfw_people(lfw, "train"))
 
 
-def run(name: str, profile="lfw", resume=False, seed=0, root: Place = None, out: Place = None) -> Path:
-    """Train the network ``name`` of ``RECIPES`` with the settings of a profile; returns the folder of the run.
+def run(
+    name: str, profile: str = "lfw", resume: bool = False, seed: int = 0, root: Place = None, out: Place = None
+) -> Path:
+    """Train a network with the settings of a profile; returns the folder of the run.
 
-    root is the folder with data sets, out the run's folder, by default in the cache. Raises ``Invalid`` for an unknown
-    name or profile, ``Missing`` without LFW, and what ``train`` raises.
+    Parameters
+    ----------
+    name, profile : one of ``RECIPES``, and a key of its ``SETTINGS``
+    resume, seed : as for ``train``
+    root : folder with data sets; by default ``FACEADV_DATA``
+    out : folder of the run; by default one in the cache
+
+    Raises
+    ------
+    Invalid : for an unknown name or profile, and as for ``train``
+    Missing : without LFW
+    Failed : as for ``train``
     """
     recipe, out, device = _recipe(name), _folder(name, profile, out), precision.device("auto")
     if profile not in recipe.SETTINGS:
         raise Invalid(f'{name} has no profile "{profile}"; there are {", ".join(recipe.SETTINGS)}.')
-    data = recipe.photos(profile, root, seed, device)
-    recipe.train(*data, recipe.SETTINGS[profile], out=out, resume=resume, seed=seed, device=device)
+    with _alone(out):  # it is said at once, before photos are aligned and cloaked
+        data = recipe.photos(profile, root, seed, device)
+        recipe.train(*data, recipe.SETTINGS[profile], out=out, resume=resume, seed=seed, device=device)
     return out
 
 
-def ship(name: str, profile="lfw", out: Place = None) -> Path:
+def ship(name: str, profile: str = "lfw", out: Place = None, root: Place = None) -> Path:
     """Write the shipped files and log from the checkpoint of a run; returns the path of the weights.
 
-    Raises ``Missing`` if there is no checkpoint, ``Invalid`` if the run has not ended or trained another network.
+    Parameters
+    ----------
+    name, profile, out : as for ``run``
+    root : folder with data sets, because a threshold is chosen on photos
+
+    Raises
+    ------
+    Missing : if there is no checkpoint, or no LFW where it is needed
+    Invalid : if the run has not ended, or trained another network
     """
     recipe, out = _recipe(name), _folder(name, profile, out)
     state = checkpoint(out)
@@ -231,7 +293,7 @@ def ship(name: str, profile="lfw", out: Place = None) -> Path:
         raise Invalid(f"{out} holds a training of {state['run']['recipe']}, not of {name}.")
     if state["step"] != state["run"]["steps"]:
         raise Invalid(f"The run in {out} has made {state['step']} of {state['run']['steps']} steps: resume it first.")
-    path = recipe.write(state)
+    path = recipe.write(state, root)
     write_log(weights.SHIPPED / f"{name}.{LOG}", read_log(out / LOG, MEAN))
     return path
 

@@ -25,7 +25,7 @@ SETTINGS["paper"] = SETTINGS["lfw"]
 
 
 def split(lfw: faces.FaceSet, seed: int = 0) -> tuple[list[str], list[str]]:
-    """LFW's training people in two: names to train on, and names held out for validation."""
+    """LFW's training people in two parts: names to train on, and names that are held out for validation."""
     people = pairs.lfw_people(lfw, "train")
     order = torch.randperm(len(people), generator=torch.Generator().manual_seed(seed)).tolist()
     held_out = {people[i] for i in order[:VALIDATION_PEOPLE]}
@@ -61,21 +61,47 @@ def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def margin_loss(embeddings: torch.Tensor, centres: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """CosFace: cross-entropy over s (cos θ_j - m [j = y]); embeddings (N, D), centres (C, D), labels (N,)."""
+    """CosFace, a scalar: cross-entropy over s (cos θ_j - m [j = y]).
+
+    Parameters
+    ----------
+    embeddings, centres, labels : (N, D), (C, D) of the people, and (N,)
+    """
     cosine = F.normalize(embeddings) @ F.normalize(centres).T
     return F.cross_entropy(SCALE * (cosine - MARGIN * F.one_hot(labels, len(centres))), labels)
 
 
-def photos(profile: str = "lfw", root: loop.Place = None, seed: int = 0, device="cpu") -> tuple[faces.FaceSet]:
-    """What a profile learns from, the first argument of ``train``: LFW's training people but the held-out ones."""
+def photos(
+    profile: str = "lfw", root: loop.Place = None, seed: int = 0, device: loop.Device = "cpu"
+) -> tuple[faces.FaceSet]:
+    """What a profile learns from, the first argument of ``train``: LFW's training people without the held-out ones.
+
+    Parameters
+    ----------
+    profile : a key of ``SETTINGS``, which says how many people
+    root : folder with data sets; by default ``FACEADV_DATA``
+    seed, device : the seed chooses whom to hold out; the device is not needed
+    """
     lfw = faces.load("lfw", root)
     return (lfw.people(split(lfw, seed)[0][: SETTINGS[profile]["people"]]),)
 
 
-def train(data: faces.FaceSet, settings: dict, *, out: loop.Place = None, resume=False, seed=0, device="cpu"):
+def train(
+    data: faces.FaceSet,
+    settings: dict,
+    *,
+    out: loop.Place = None,
+    resume: bool = False,
+    seed: int = 0,
+    device: loop.Device = "cpu",
+) -> tuple[MobileNet, list[dict]]:
     """Train a network to tell people apart; returns ``(network, log)``, the network frozen.
 
-    What ``settings`` leaves out is as in the profile lfw. out, resume, seed, device: as for ``loop.train``.
+    Parameters
+    ----------
+    data : photos of the people
+    settings : "steps", "batch", "lr" (the peak); what is missing is as in the profile lfw
+    out, resume, seed, device : as for ``loop.train``, with its errors
     """
     settings = loop.complete(settings, SETTINGS)
     chips, labels = np.asarray(data.chips), data.labels
@@ -101,9 +127,12 @@ def train(data: faces.FaceSet, settings: dict, *, out: loop.Place = None, resume
     return network, loop.train(plan, out, resume, seed, device)
 
 
-def write(state: dict) -> Path:
-    """Choose the threshold on pairs of the held-out people and write the shipped file. ``Missing`` without LFW."""
-    lfw = faces.load("lfw")
+def write(state: dict, root: loop.Place = None) -> Path:
+    """Choose the threshold on pairs of the held-out people and write the shipped file; returns its path.
+
+    state, root: a checkpoint, and the folder with data sets. Raises ``Missing`` without LFW.
+    """
+    lfw = faces.load("lfw", root)
     network = MobileNet().eval()
     network.load_state_dict(state["modules"]["network"])
     held_out = lfw.people(split(lfw, state["run"]["seed"])[1])

@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMPipeline, DDPMScheduler
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
 from torchvision.utils import save_image
 
 from faceadv import ddnm
 from faceadv.networks import prior as network
-from faceadv.precision import autocast
 from faceadv.store import weights
 from faceadv.store.paths import replacing
 from faceadv.training import loop
@@ -29,17 +28,40 @@ SETTINGS["smoke"] = SETTINGS["orl"] = SETTINGS["lfw"] | {"side": 16, "widths": (
 DECAY = 0.999  # of the running mean of the weights; the mean is what ships
 
 
-def photos(profile: str = "lfw", root: loop.Place = None, seed: int = 0, device="cpu") -> tuple[np.ndarray]:
-    """What every profile learns from, the first argument of ``train``: the chips of LFW's training people."""
+def photos(
+    profile: str = "lfw", root: loop.Place = None, seed: int = 0, device: loop.Device = "cpu"
+) -> tuple[np.ndarray]:
+    """What every profile learns from, the first argument of ``train``: the chips of LFW's training people.
+
+    Parameters
+    ----------
+    profile : a key of ``SETTINGS``; all learn from the same
+    root : folder with data sets; by default ``FACEADV_DATA``
+    seed, device : not needed
+    """
     return (np.asarray(loop.students(root).chips),)
 
 
-def train(chips: np.ndarray, settings: dict, *, out: loop.Place = None, resume=False, seed=0, device="cpu"):
-    """Train on chips (N, 3, 112, 112) uint8; returns ``(unet, log)``, the UNet with its mean weights, frozen.
+def train(
+    chips: np.ndarray,
+    settings: dict,
+    *,
+    out: loop.Place = None,
+    resume: bool = False,
+    seed: int = 0,
+    device: loop.Device = "cpu",
+) -> tuple[UNet2DModel, list[dict]]:
+    """Train a UNet to predict noise; returns ``(unet, log)``, the UNet with its mean weights, frozen.
 
-    The network sees the chips in [-1, 1] at the size "side", half of them mirrored. The loss is the mean squared error
-    of the noise; the 1000 steps of DDPM's linear schedule are equally likely. What ``settings`` leaves out is as in
-    the profile lfw. out, resume, seed, device: as for ``loop.train``.
+    The network sees the chips in [-1, 1], half of them mirrored. The loss is the mean squared error of the noise; the
+    1000 steps of DDPM's linear schedule are equally likely.
+
+    Parameters
+    ----------
+    chips : (N, 3, 112, 112) uint8
+    settings : "side" of the pictures, "widths", "steps", "batch", "lr" (the peak); what is missing is as in the profile
+        lfw
+    out, resume, seed, device : as for ``loop.train``, with its errors
     """
     settings = loop.complete(settings, SETTINGS)
     side, batch = settings["side"], settings["batch"]
@@ -56,10 +78,8 @@ def train(chips: np.ndarray, settings: dict, *, out: loop.Place = None, resume=F
         x = F.interpolate(torch.where(flip, x.flip(3), x), side, mode="bilinear", antialias=True, align_corners=False)
         noise = torch.randn(x.shape, generator=draw)
         t = torch.randint(1000, (batch,), generator=draw)
-        noisy = schedule.add_noise(x, noise, t).to(device).contiguous(memory_format=torch.channels_last)
-        with autocast(device):
-            guess = unet(noisy, t.to(device)).sample
-        loss = F.mse_loss(guess.float(), noise.to(device))
+        noisy = schedule.add_noise(x, noise, t).to(device)
+        loss = F.mse_loss(ddnm.guess(unet, noisy, t.to(device), schedule), noise.to(device))
         loop.descend(optimiser, loss, list(unet.parameters()), 1.0)
         mean.step(unet.parameters())
         return {"loss": loss.item()}
@@ -70,14 +90,17 @@ def train(chips: np.ndarray, settings: dict, *, out: loop.Place = None, resume=F
     return unet, log
 
 
-def write(state: dict) -> Path:
-    """Write the shipped folder, in diffusers' layout and float16, and a picture of samples; returns the folder."""
+def write(state: dict, root: loop.Place = None) -> Path:
+    """Write the shipped folder, in diffusers' layout and float16, and a picture of samples; returns the folder.
+
+    state: a checkpoint; root is not needed. Raises ``Invalid`` if float16 cannot hold the weights.
+    """
     folder = weights.SHIPPED / "prior"
     unet = network.build(state["run"]["side"], tuple(state["run"]["widths"]))
     mean = EMAModel(unet.parameters())
     mean.load_state_dict(state["modules"]["mean"])
     mean.copy_to(unet.parameters())
-    weights.half(unet.state_dict())  # raises if float16 cannot hold them
+    weights.half(unet.state_dict())  # raises the error
     DDPMPipeline(unet.half(), DDPMScheduler()).save_pretrained(folder)
     weights.enter("prior", [path for path in sorted(folder.rglob("*")) if path.is_file()])
     with replacing(weights.SHIPPED / "prior.png") as part:

@@ -27,6 +27,7 @@ SETTINGS["smoke"] = SETTINGS["orl"] = SETTINGS["lfw"] | {"photos": 8, "cloak_ste
 SETTINGS["paper"] = SETTINGS["lfw"] | {"photos": 9525, "cloak_steps": None, "steps": 100_000, "batch": 32}
 NATURAL = 0.5  # share of photos without a cloak
 MODES = ("low", "mid", "high")
+PART = 48  # photos that are cloaked alike
 
 
 def amplify(images: torch.Tensor, cloaked: torch.Tensor, factor: float | torch.Tensor) -> torch.Tensor:
@@ -34,8 +35,8 @@ def amplify(images: torch.Tensor, cloaked: torch.Tensor, factor: float | torch.T
 
     Parameters
     ----------
-    images, cloaked: the photos x and their cloaked versions x_c, (N, 3, H, W) in [0, 1]
-    factor: a number, or (N,) with one for each photo
+    images, cloaked : the photos x and their cloaked versions x_c, (N, 3, H, W) in [0, 1]
+    factor : a number, or (N,) with one for each photo
     """
     factor = torch.as_tensor(factor, dtype=images.dtype, device=images.device).reshape(-1, 1, 1, 1)
     return (images + factor * (cloaked - images)).clamp(0, 1)
@@ -44,7 +45,10 @@ def amplify(images: torch.Tensor, cloaked: torch.Tensor, factor: float | torch.T
 def terms(purified: torch.Tensor, natural: torch.Tensor, extractors: Sequence[Recogniser]) -> dict[str, torch.Tensor]:
     """The losses "image", mean |P - x|, and "feature", 1 - cos(F(P), F(x)) as a mean over the extractors F; scalars.
 
-    purified, natural: P and x, (N, 3, H, W) in [0, 1].
+    Parameters
+    ----------
+    purified, natural : P and x, (N, 3, H, W) in [0, 1]
+    extractors : the recognisers F
     """
     feature = 0.0
     for extractor in extractors:
@@ -54,15 +58,20 @@ def terms(purified: torch.Tensor, natural: torch.Tensor, extractors: Sequence[Re
     return {"image": (purified - natural).abs().mean(), "feature": feature / len(extractors)}
 
 
-def cloaked_photos(images: torch.Tensor, extractors: Sequence[Recogniser], steps: int | None, part: int = 48):
-    """Cloaks of images (N, 3, H, W), float32: LowKey and Fawkes in turn, Fawkes with mode and extractor in turn.
+def cloaked_photos(images: torch.Tensor, extractors: Sequence[Recogniser], steps: int | None) -> torch.Tensor:
+    """Cloaked versions of images: LowKey and Fawkes in turn, Fawkes with each mode and extractor in turn.
 
-    They are cached in parts of ``part`` photos, so that a killed run goes on. Each part has another seed, far from
-    those of the notebooks: otherwise a purifier could learn the noise that the cloaks start from. steps None takes the
-    number that was published.
+    They are cached in parts of ``PART`` photos, so that a killed run goes on. Each part has another seed, far from
+    those of the notebooks: otherwise a purifier could learn the noise that the cloaks start from.
+
+    Parameters
+    ----------
+    images : (N, 3, H, W) float32 in [0, 1], as is the result
+    extractors : the recognisers that the cloaks are made for
+    steps : of each cloak's optimisation; None for the number that was published
     """
     parts = []
-    for number, piece in enumerate(images.split(part)):
+    for number, piece in enumerate(images.split(PART)):
         options = {"seed": 10_000 + number} | ({} if steps is None else {"steps": steps})
         if number % 2:
             cloak, used, label = cloaks.lowkey, extractors, cloaks.perceptual()[0]
@@ -74,10 +83,16 @@ def cloaked_photos(images: torch.Tensor, extractors: Sequence[Recogniser], steps
     return torch.cat(parts)
 
 
-def photos(profile: str = "lfw", root: loop.Place = None, seed: int = 0, device="cpu"):
-    """What a profile trains on: ``(natural, cloaked, extractors)``, the first arguments of ``train``.
+def photos(
+    profile: str = "lfw", root: loop.Place = None, seed: int = 0, device: loop.Device = "cpu"
+) -> tuple[np.ndarray, np.ndarray, list[Recogniser]]:
+    """What a profile learns from: ``(natural, cloaked, extractors)``, the first arguments of ``train``.
 
-    profile is a key of ``SETTINGS``, root the folder with data sets; seed draws the photos, device makes the cloaks.
+    Parameters
+    ----------
+    profile : a key of ``SETTINGS``, which says how many photos there are
+    root : folder with data sets; by default ``FACEADV_DATA``
+    seed, device : the seed draws the photos; the device makes their cloaks
     """
     people, settings = loop.students(root), SETTINGS[profile]
     order = torch.randperm(len(people), generator=torch.Generator().manual_seed(seed))[: settings["photos"]]
@@ -87,16 +102,26 @@ def photos(profile: str = "lfw", root: loop.Place = None, seed: int = 0, device=
     return np.asarray(data.chips), (cloaked * 255).round().byte().cpu().numpy(), extractors
 
 
-def train(natural, cloaked, extractors, settings: dict, *, out: loop.Place = None, resume=False, seed=0, device="cpu"):
+def train(
+    natural: np.ndarray,
+    cloaked: np.ndarray,
+    extractors: Sequence[Recogniser],
+    settings: dict,
+    *,
+    out: loop.Place = None,
+    resume: bool = False,
+    seed: int = 0,
+    device: loop.Device = "cpu",
+) -> tuple[PuFace, list[dict]]:
     """Train PuFace on pairs of photos; returns ``(network, log)``, the network frozen.
 
     Parameters
     ----------
-    natural, cloaked: the photos and their cloaked versions, (N, 3, 112, 112) uint8 arrays
-    extractors: the recognisers of the feature loss
-    settings: "steps", "batch", "lr" (the peak), "widths", "beta" (weight of the feature loss; None: no image loss),
+    natural, cloaked : the photos and their cloaked versions, (N, 3, 112, 112) uint8
+    extractors : the recognisers of the feature loss
+    settings : "steps", "batch", "lr" (the peak), "widths", "beta" (weight of the feature loss; None: no image loss),
         "kappa" (range of amplification; (1, 1): none); what is missing is as in the profile lfw
-    out, resume, seed, device: as for ``loop.train``
+    out, resume, seed, device : as for ``loop.train``, with its errors
     """
     settings = loop.complete(settings, SETTINGS)
     batch, beta, kappa = settings["batch"], settings["beta"], settings["kappa"]
@@ -122,6 +147,6 @@ def train(natural, cloaked, extractors, settings: dict, *, out: loop.Place = Non
     return network, loop.train(plan, out, resume, seed, device)
 
 
-def write(state: dict) -> Path:
-    """Write the shipped file, with the network's widths; returns its path."""
+def write(state: dict, root: loop.Place = None) -> Path:
+    """Write the shipped file, with the network's widths, from a checkpoint; returns its path. root is not needed."""
     return weights.ship("puface", state["modules"]["network"] | {"widths": torch.tensor(state["run"]["widths"])})

@@ -33,8 +33,9 @@ ABLATION = {"blocks": 4, "width": 32, "shrink": 2, "batch": 16}  # one network f
 # that tell how the batch was attacked, and does worse in use. In the other parts attacks are mixed within the batch,
 # and batch norm uses its running means, as in use.
 PARTS = (21, 14, 10)  # their lengths, in proportion
-# In this share of the first part only the pixel loss counts, then the other terms join (the paper: 10 epochs). After a
-# much longer one the gradient of the pixel loss is small, and the balance gives the other terms a fourteenth.
+# In this share of the first part only the pixel loss counts; then the other losses join. (The paper: 10 epochs.)
+# At the end of a much longer warm-up the gradient of the pixel loss is small. Since the weights of the other losses are
+# in proportion to it, they were 14 times smaller then.
 WARM = 1 / 12
 DODGING = 0.65  # share of the examples that dodge; they are harder, because their pairs are closer to the threshold
 CLEAN = 0.15  # share of the examples that are not attacked
@@ -44,29 +45,35 @@ LOG = weights.SHIPPED / "resgn.log.jsonl"
 FIXED = {"pixel": 1.0, "texture": 1e4, "verification": 1e2}  # of the paper's lab, for other features than ours
 
 
-def different(squared: torch.Tensor, tau: float, top: float = 4.0) -> torch.Tensor:
-    """s(d), a pair's probability of being different, from squared distances (N,): 0 at 0, 1/2 at tau, 1 at top.
+def different(squared: torch.Tensor, tau: float) -> torch.Tensor:
+    """s(d), a pair's probability of being different, from squared distances (N,): 0 at 0, 1/2 at tau, 1 at 4.
 
     Two straight pieces, as in CleverHans' FaceNet example, from which ResGN's verification loss takes its softmax. tau
     is the squared threshold; 4 is the largest squared distance of unit embeddings.
     """
     near = 0.5 * squared / tau
-    far = 0.5 + 0.5 * (squared - tau) / (top - tau)
+    far = 0.5 + 0.5 * (squared - tau) / (4.0 - tau)
     return torch.where(squared <= tau, near, far).clamp(0, 1)
 
 
-def terms(cleaned: torch.Tensor, legitimate: torch.Tensor, recogniser: Recogniser, texture=None, names=TERMS) -> dict:
+def terms(
+    cleaned: torch.Tensor,
+    legitimate: torch.Tensor,
+    recogniser: Recogniser,
+    texture: torch.nn.Module | None = None,
+    names: Sequence[str] = TERMS,
+) -> dict[str, torch.Tensor]:
     """The losses of equations 2 to 4 as scalars by name.
 
     The pair (cleaned, legitimate) is always of one person, so equation 4 is -log(1 - s(d)).
 
     Parameters
     ----------
-    cleaned, legitimate: (N, 3, H, W) in [0, 1]
-    recogniser: the one to protect
-    texture: a network whose output is compared (in the paper VGG-Face's second fully connected layer); by default
+    cleaned, legitimate : (N, 3, H, W) in [0, 1]
+    recogniser : the one to protect
+    texture : a network whose output is compared (in the paper VGG-Face's second fully connected layer); by default
         ``recogniser.network.maps``, the maps of its last residual block
-    names: which losses
+    names : which losses
     """
     value = {"pixel": F.mse_loss(cleaned, legitimate)}
     if set(names) != {"pixel"}:
@@ -96,13 +103,30 @@ def balance(losses: dict[str, torch.Tensor], parameters: Sequence[torch.Tensor])
     return norms
 
 
-def adversarial(images, labels, embeddings, rows, recogniser, draw, mixed=True) -> torch.Tensor:
-    """Fresh adversarial examples of images (N, 3, H, W), the rows ``rows`` of a set with labels and embeddings.
+def adversarial(
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    embeddings: torch.Tensor,
+    rows: torch.Tensor,
+    recogniser: Recogniser,
+    draw: torch.Generator,
+    mixed: bool = True,
+) -> torch.Tensor:
+    """Fresh adversarial examples of some images of a set, of the same shape and range.
 
     A share of ``DODGING`` dodges another photo of its person (its own mirror image if there is no other), the others
     impersonate a random other person; a share of ``CLEAN`` stays as it is. eps is 2 to 10 / 255, PGD takes 5 or 10
     steps. With ``mixed`` a share of ``ITERATED`` is attacked by PGD and the rest by FGSM, each image with its own eps;
-    without it the whole batch is attacked alike, by FGSM in three of five batches. All draws are from ``draw``.
+    without it the whole batch is attacked alike, by FGSM in three of five batches.
+
+    Parameters
+    ----------
+    images : (N, 3, H, W) in [0, 1]
+    labels, embeddings : of the whole set, (M,) and (M, D)
+    rows : (N,), the places of the images in the set
+    recogniser : the one to attack
+    draw : where all random numbers come from
+    mixed : see above
     """
     dodge = torch.rand(len(rows), generator=draw) < DODGING
     references, alone = torch.empty(len(rows), embeddings.shape[1]), []
@@ -141,12 +165,30 @@ def adversarial(images, labels, embeddings, rows, recogniser, draw, mixed=True) 
     return torch.where(clean.to(images.device)[:, None, None, None], images, moved)
 
 
-def photos(profile: str = "lfw", root: loop.Place = None, seed: int = 0, device="cpu"):
-    """What every profile learns from, the first arguments of ``train``: LFW's training people, and the recogniser."""
+def photos(
+    profile: str = "lfw", root: loop.Place = None, seed: int = 0, device: loop.Device = "cpu"
+) -> tuple[faces.FaceSet, Recogniser]:
+    """What every profile learns from, the first arguments of ``train``: LFW's training people, and the recogniser.
+
+    Parameters
+    ----------
+    profile : a key of ``SETTINGS``; all learn from the same
+    root : folder with data sets; by default ``FACEADV_DATA``
+    seed, device : where the recogniser is; the seed is not needed
+    """
     return loop.students(root), recognisers.load("dlib", device)
 
 
-def train(data: faces.FaceSet, recogniser: Recogniser, settings: dict, *, out=None, resume=False, seed=0, device="cpu"):
+def train(
+    data: faces.FaceSet,
+    recogniser: Recogniser,
+    settings: dict,
+    *,
+    out: loop.Place = None,
+    resume: bool = False,
+    seed: int = 0,
+    device: loop.Device = "cpu",
+) -> tuple[list[ResGN], list[dict]]:
     """Train a ResGN for each set of losses, side by side on the same batches from the same start.
 
     Returns ``(networks, log)``: the networks, frozen, and the log, whose keys are "step" and "NAMES: TERM" for each set
@@ -154,12 +196,12 @@ def train(data: faces.FaceSet, recogniser: Recogniser, settings: dict, *, out=No
 
     Parameters
     ----------
-    data: the people to learn from
-    recogniser: the one to protect
-    settings: "steps", "batch", "lr" (the peak), "blocks", "width", "shrink"; "losses" (tuples of ``TERMS``), "fixed"
+    data : the people to learn from
+    recogniser : the one to protect
+    settings : "steps", "batch", "lr" (the peak), "blocks", "width", "shrink"; "losses" (tuples of ``TERMS``), "fixed"
         (their weights; None: inverse to the gradient norms, measured at the end of a warm-up in which pixels alone
         count), "texture" (see ``texture_network``); what is missing is as in the profile lfw
-    out, resume, seed, device: as for ``loop.train``
+    out, resume, seed, device : as for ``loop.train``, with its errors
     """
     settings = loop.complete(settings, SETTINGS)
     chips, steps, fixed = np.asarray(data.chips), settings["steps"], settings["fixed"]
@@ -215,7 +257,7 @@ def _factors(norms):
     return {name: norms["pixel"] / norm if norm else 1.0 for name, norm in norms.items()}
 
 
-def texture_network(name: str, device="cpu") -> VGGFace | None:
+def texture_network(name: str, device: loop.Device = "cpu") -> VGGFace | None:
     """The network of a texture: None for "recogniser" (its last maps), VGG-Face's fc7 for "vgg-face".
 
     Raises ``Invalid`` for another name, ``Missing`` saying how to get VGG-Face.
@@ -238,8 +280,8 @@ def read_log(path: loop.Place = LOG) -> list[dict]:
     return loop.read_log(path, 1 if path == LOG else loop.MEAN)
 
 
-def write(state: dict) -> Path:
-    """Write the shipped file, with the network's sizes; returns its path."""
+def write(state: dict, root: loop.Place = None) -> Path:
+    """Write the shipped file, with the network's sizes, from a checkpoint; returns its path. root is not needed."""
     tensors = next(iter(state["modules"].values()))
     sizes = {key: torch.tensor(state["run"][key]) for key in ("blocks", "width", "shrink")}
     return weights.ship("resgn", {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")} | sizes)
