@@ -126,10 +126,11 @@ def linear_head(features: Tensor, labels: Tensor, scaled: bool = False, C: float
     """A linear layer from features (N, D) to logits of labels 0 to K - 1: multinomial logistic regression.
 
     scaled: learned on standardised features, the scaling folded into the layer; C: inverse strength of the L2 penalty,
-    as in scikit-learn. It has no gradients. Deterministic.
+    as in scikit-learn. It has no gradients, and is where the features are. Deterministic.
     """
-    scaler = StandardScaler(with_mean=scaled, with_std=scaled).fit(features.numpy())
-    found = LogisticRegression(C=C, solver="newton-cg").fit(scaler.transform(features.numpy()), labels.numpy())
+    device, features, labels = features.device, features.detach().cpu().numpy(), labels.cpu().numpy()
+    scaler = StandardScaler(with_mean=scaled, with_std=scaled).fit(features)
+    found = LogisticRegression(C=C, solver="newton-cg").fit(scaler.transform(features), labels)
     if found.classes_.tolist() != list(range(len(found.classes_))):
         raise Invalid(f"labels must be 0 to K - 1, each at least once, not {found.classes_.tolist()}.")
     weight, bias = torch.from_numpy(found.coef_), torch.from_numpy(found.intercept_)
@@ -141,15 +142,15 @@ def linear_head(features: Tensor, labels: Tensor, scaled: bool = False, C: float
     layer = nn.Linear(*weight.T.shape).requires_grad_(False).eval()
     layer.weight.copy_(weight)
     layer.bias.copy_(bias)
-    return layer
+    return layer.to(device)
 
 
 @torch.no_grad()
 def logits(model: Callable, images: Tensor, batch: int = 64) -> Tensor:
-    """Logits (N, people) of chips (N, 3, H, W) in float32, without gradients. Not of a model in training mode."""
+    """Logits (N, people) of chips (N, 3, H, W), float32 on the CPU, no gradients. Not of a model in training mode."""
     evaluating(model)
     with autocast(images.device, fast=False):
-        return torch.cat([model(part).float() for part in enter(images).split(whole("batch", batch, 1))])
+        return torch.cat([model(part).float() for part in enter(images).split(whole("batch", batch, 1))]).cpu()
 
 
 def targets(scores: Tensor, labels: Tensor, rule: str, seed: int = 0) -> Tensor:

@@ -30,7 +30,7 @@ def split(labels: Tensor, seed: int = 10, share: float = 0.7) -> Tensor:
 
 def nearest_neighbour(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
     """For each test embedding (M, D) the label of the nearest of the training embeddings (N, D): (M,)."""
-    return labels[torch.cdist(test, train).argmin(1)]
+    return labels[torch.cdist(test, train).argmin(1).to(labels.device)]
 
 
 def logistic_regression(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def judge(
         group = torch.as_tensor(user).reshape(-1)
         own = torch.isin(labels, group)
         shape = [-1] + [1] * (natural.ndim - 1)
-        data = torch.where((own & train).reshape(shape), cloaked, natural)[train]
+        data = torch.where((own & train).reshape(shape).to(natural.device), cloaked, natural)[train]
         right = tracker(data, labels[train], tested[~train]) == labels[~train]
         others = right[~own[~train]].float().mean()
         for one in group:
