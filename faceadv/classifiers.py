@@ -193,13 +193,13 @@ def linear_head(features: Tensor, labels: Tensor, scaled: bool = False, C: float
 
 @torch.no_grad()
 def logits(model: Callable, images: Tensor) -> Tensor:
-    """Logits (N, people) of chips (N, 3, H, W) in float32, without gradients.
+    """Logits (N, people) of chips (N, 3, H, W), float32 on the CPU, without gradients.
 
     Raises ``Invalid`` for other images and for a model in training mode.
     """
     evaluating(model)
     with autocast(images.device, fast=False):
-        return torch.cat([model(part).float() for part in enter(images).split(BATCH)])
+        return torch.cat([model(part).float() for part in enter(images).split(BATCH)]).cpu()
 
 
 def targets(scores: Tensor, labels: Tensor, rule: str, seed: int = 0) -> Tensor:

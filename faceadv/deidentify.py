@@ -35,7 +35,9 @@ REPORT = "report.csv"
 COLUMNS = ["photo", "face", "state", "before", "after", "protected", "unseen before", "unseen after", "ssim"]
 
 
-def folder(source: str | Path, target: str | Path, model: str = "dlib", unseen: str = "mobile", **budget) -> list[dict]:
+def folder(
+    source: str | Path, target: str | Path, model: str = "dlib", unseen: str = "mobile", device: str = "auto", **budget
+) -> list[dict]:
     """De-identify every photo below ``source`` into the same place below ``target``; returns the report's rows.
 
     Written photos carry their colour profile and nothing else of their metadata (no EXIF, place, thumbnail or
@@ -52,11 +54,12 @@ def folder(source: str | Path, target: str | Path, model: str = "dlib", unseen: 
     source : folder with JPEG and PNG files, in subfolders too; ``Missing`` if it is none, ``Invalid`` if it has none
     target : folder that is empty or not there yet, neither inside ``source`` nor around it, or ``Invalid``
     model, unseen : names of the recogniser that is attacked, and of one that the attack does not know
+    device : where the recognisers compute (see ``precision.device``)
     budget : alpha, lam or steps of ``attacks.pfgvm``, instead of those in ``BUDGET``
     """
     source, target = Path(source), Path(target)
     photos = _photos(source, target)
-    known, other = recognisers.load(model), recognisers.load(unseen)
+    known, other = recognisers.load(model, device), recognisers.load(unseen, device)
     rows = []
     for path in progress.bar(photos, desc="de-identifying", unit="photo"):
         rows += _file(path, path.relative_to(source), target, known, other, budget)
@@ -119,9 +122,9 @@ def _measure(photo, points, written, found, known, other):
     clean, after = _chip(photo, align.similarity(points)), _chip(written, align.similarity(near))
     row = {}
     for recogniser, names, unit in ((known, COLUMNS[3:5], 1.0), (other, COLUMNS[6:8], other.threshold)):
-        mirrored = recogniser.embed(clean.flip(3))
+        mirrored = recognisers.embed_all(recogniser, clean.flip(3))
         for column, chip in zip(names, (clean, after)):
-            row[column] = recogniser.distance(recogniser.embed(chip), mirrored).item() / unit
+            row[column] = recogniser.distance(recognisers.embed_all(recogniser, chip), mirrored).item() / unit
     row["protected"] = row["after"] >= known.threshold
     row["state"] = "de-identified" if row["protected"] else "changed, but still recognised"
     row["ssim"] = metrics.ssim(_chip(written, align.similarity(points)), clean).item()
@@ -146,13 +149,14 @@ def protect(photo: np.ndarray, matrix: np.ndarray, recogniser: Recogniser, **bud
         return photo
     small, reduced = align.reduce(photo, matrix)
     left, top, right, bottom = _box(reduced, small.shape)
-    patch = torch.from_numpy(small[top:bottom, left:right].copy()).permute(2, 0, 1)[None].float() / 255
+    device = recognisers.device_of(recogniser)
+    patch = torch.from_numpy(small[top:bottom, left:right].copy()).permute(2, 0, 1)[None].to(device).float() / 255
     place = _moved(reduced, left, top)
     size = (align.SIZE, align.SIZE)
-    out = align.grid(place, patch.shape[2:], size)
+    out = align.grid(place, patch.shape[2:], size).to(device)
     jittered = [align.inverse(jitter @ np.vstack([place, [0, 0, 1]])) for jitter in _jitters()]
-    cuts = torch.cat([align.grid(back, size, patch.shape[2:]) for back in jittered])
-    chip = _chip(photo, matrix)
+    cuts = torch.cat([align.grid(back, size, patch.shape[2:]) for back in jittered]).to(device)
+    chip = _chip(photo, matrix).to(device)
     mirrored = recogniser.embed(chip.flip(3)).expand(VIEWS, -1)
     away, views = objectives.dodging(recogniser, mirrored, MARGIN * recogniser.threshold), torch.arange(VIEWS)
 
@@ -166,7 +170,7 @@ def protect(photo: np.ndarray, matrix: np.ndarray, recogniser: Recogniser, **bud
     objective.fast = away.fast
     attacked = attacks.pfgvm(chip, objective, **BUDGET | budget, stop_early=True)
     left, top, right, bottom = _box(matrix, photo.shape)  # the same at the photo's own size
-    carried = _carry(attacked - chip, align.grid(_moved(matrix, left, top), (bottom - top, right - left), size))
+    carried = _carry((attacked - chip).cpu(), align.grid(_moved(matrix, left, top), (bottom - top, right - left), size))
     result = photo.copy()
     region = result[top:bottom, left:right] + 255 * carried[0].permute(1, 2, 0).numpy()
     result[top:bottom, left:right] = region.round().clip(0, 255).astype(np.uint8)
@@ -216,4 +220,4 @@ def _carry(change, places):
     distance = torch.arange(align.SIZE).float()
     distance = torch.minimum(distance, align.SIZE - 1 - distance)
     fade = (torch.minimum(distance[:, None], distance[None]) / FADE).clamp(0, 1)
-    return F.grid_sample(change * fade, places, align_corners=False)
+    return F.grid_sample(change * fade.to(change.device), places, align_corners=False)

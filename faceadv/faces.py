@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from faceadv import align
+from faceadv import align, precision
 from faceadv.errors import Failed, Invalid
 from faceadv.store import cache, datasets, progress
 
@@ -35,6 +35,7 @@ class FaceSet:
     matrices: np.ndarray  # (N, 2, 3) float64, photo to chip (see ``align.similarity``)
     counts: np.ndarray  # (N,) int64, how many faces each photo shows
     skipped: list[tuple[Path, str]]  # photos without a chip, and the reason
+    device: torch.device | str = "cpu"  # where ``images`` are
 
     def __len__(self):
         return len(self.files)
@@ -42,7 +43,7 @@ class FaceSet:
     @functools.cached_property
     def images(self) -> torch.Tensor:
         """(N, 3, 112, 112) float32 RGB in [0, 1]. Made on first use: 2 GB for all of LFW, so take a subset."""
-        return torch.from_numpy(np.array(self.chips)).float().div_(255)
+        return torch.from_numpy(np.array(self.chips)).to(self.device).float().div_(255)
 
     def __getitem__(self, index) -> "FaceSet":
         """The subset at ``index`` (a slice, list, array or tensor of positions, or a mask)."""
@@ -80,12 +81,21 @@ class FaceSet:
         return self[keep]
 
 
-def load(name: str | Path, root: str | Path | None = None) -> FaceSet:
+def load(name: str | Path, root: str | Path | None = None, device: str | torch.device = "cpu") -> FaceSet:
     """Load a set of faces. Its photos are aligned on first use; those without a chip are listed in ``.skipped``.
 
-    name: "orl", "lfw" or a folder of NAME/*.jpg|png; root: folder with data sets, by default ``FACEADV_DATA``.
-    Raises ``Missing`` if the photos are not there, and ``Failed`` if more than 5 % of them gave no chip.
+    Parameters
+    ----------
+    name : "orl", "lfw" or a folder of NAME/*.jpg|png
+    root : folder with data sets, by default ``FACEADV_DATA``
+    device : where ``images`` of the set and of its subsets are; photos are aligned on the CPU, to the same chips
+
+    Raises
+    ------
+    Missing : if the photos are not there
+    Failed : if more than 5 % of them gave no chip
     """
+    device = precision.device(device)
     folder, photos = datasets.photos(name, root)
     make = functools.partial(_build, str(name), folder, photos)
     home = cache.entry("chips", folder.resolve().name, fingerprint(name, root), make)
@@ -102,6 +112,7 @@ def load(name: str | Path, root: str | Path | None = None) -> FaceSet:
         matrices=np.load(home / "matrices.npy"),
         counts=np.load(home / "counts.npy"),
         skipped=[(folder / file, reason) for file, reason in index["skipped"]],
+        device=device,
     )
 
 

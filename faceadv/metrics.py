@@ -1,4 +1,4 @@
-"""How far apart two images are, and how sure a number is."""
+"""How far apart two images are, and how sure a number is. Takes any device; what comes out lies on the CPU."""
 
 from collections.abc import Sequence
 
@@ -17,12 +17,12 @@ Numbers = Sequence | np.ndarray | torch.Tensor  # (N,)
 
 def l2(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Euclidean norm of the whole perturbation, per image: (N,) in units of [0, 1] pixels."""
-    return (a - b).flatten(1).norm(dim=1)
+    return (a - b).flatten(1).norm(dim=1).cpu()
 
 
 def linf(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Largest change of a pixel, per image: (N,) in [0, 1]."""
-    return (a - b).flatten(1).abs().amax(1)
+    return (a - b).flatten(1).abs().amax(1).cpu()
 
 
 def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -31,13 +31,13 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     Source: Wang et al. 2004, equation 13; torchmetrics' implementation.
     """
     if not len(a):
-        return a.new_zeros(0)
+        return torch.zeros(0)
     # in parts, because the library's temporaries take 15 MB per image
     parts = [
         structural_similarity_index_measure(*part, data_range=1.0, reduction="none").reshape(-1)
         for part in zip(a.split(64), b.split(64), strict=True)
     ]
-    return torch.cat(parts)
+    return torch.cat(parts).cpu()
 
 
 def bootstrap(

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from faceadv.images import to_pil
 
-__all__ = ["DASHES", "MARKERS", "attacks", "curves", "grid", "picture", "signed", "slider", "sweep", "theme"]
+__all__ = ["DASHES", "MARKERS", "array", "attacks", "curves", "grid", "picture", "signed", "slider", "sweep", "theme"]
 
 MARKERS = "os^Dv*"  # lines differ by marker and dash too, so that they can be told apart in grey
 DASHES = ["-", "--", ":", "-."]
@@ -30,6 +30,11 @@ def theme() -> None:
     sns.set_theme("notebook", style="ticks", palette="colorblind")
     plt.rcParams.update({"figure.dpi": 90, "axes.titlesize": 11, "figure.constrained_layout.use": True})
     pd.set_option("display.max_colwidth", None)
+
+
+def array(values: torch.Tensor) -> np.ndarray:
+    """Values of any device as an array, to be drawn."""
+    return values.detach().cpu().numpy()
 
 
 def picture(axis: Axes, image: torch.Tensor, title: str = "", below: str = "") -> None:

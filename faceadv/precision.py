@@ -7,17 +7,42 @@ from collections.abc import Iterator
 
 import torch
 
-__all__ = ["autocast", "device", "has_bfloat16"]
+from faceadv.errors import Invalid, Missing
+
+__all__ = ["autocast", "describe", "device", "has_bfloat16"]
 
 _exact = contextvars.ContextVar("exact", default=False)
 
 
-def device(name: str = "auto") -> torch.device:
-    """The device of that name; "auto" is ``FACEADV_DEVICE``, else the GPU if there is one, else the CPU."""
-    name = (os.environ.get("FACEADV_DEVICE") or "auto") if name == "auto" else name
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+def device(name: str | torch.device = "auto") -> torch.device:
+    """The device of that name; "auto" is ``FACEADV_DEVICE``, else NVIDIA's GPU if there is one, else the CPU.
+
+    Apple's GPU is taken only by its name, "mps", because nobody has run this package there. Raises ``Invalid`` for a
+    name that torch does not know, ``Missing`` for a device that this machine does not have.
+    """
+    asked = (os.environ.get("FACEADV_DEVICE") or "auto") if name == "auto" else name
+    if asked == "auto":
+        asked = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(asked)
+        there = (found.index or 0) < _count(found)
+    except (RuntimeError, AttributeError) as e:
+        raise Invalid(f'There is no device "{asked}": use "auto", "cpu", "cuda", or one GPU as in "cuda:1".') from e
+    if not there:
+        set_by = "" if asked == name else " (from FACEADV_DEVICE)"
+        raise Missing(f'This machine has no device "{asked}"{set_by}: use "auto" or "cpu".')
+    return found
+
+
+def _count(device):
+    """How many devices of this kind there are."""
+    module = torch.get_device_module(device)
+    return module.device_count() if device.type == "cpu" or module.is_available() else 0
+
+
+def describe(device: torch.device) -> str:
+    """A device in words, for a record: "cpu", or the name of a GPU, as in "cuda (NVIDIA H100)"."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
 def has_bfloat16(device: torch.device | str) -> bool:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from faceadv import precision as devices
 from faceadv.errors import Invalid
 from faceadv.faces import FaceSet
 from faceadv.images import check_images
@@ -16,7 +17,7 @@ from faceadv.precision import autocast
 from faceadv.store import cache, progress, weights
 from faceadv.store.paths import nearest
 
-__all__ = ["NAMES", "PRECISIONS", "Recogniser", "embed_all", "embed_faces", "fingerprint", "load"]
+__all__ = ["NAMES", "PRECISIONS", "Recogniser", "device_of", "embed_all", "embed_faces", "fingerprint", "load"]
 
 NAMES = ("dlib", "mobile", "facenet-vggface2", "facenet-casia")
 PRECISIONS = ("auto", "float32")
@@ -60,8 +61,8 @@ class Recogniser(nn.Module):
         return F.normalize(embeddings) if self.unit else embeddings
 
     def distance(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """Euclidean distance (N,) between rows of embeddings; its gradient is 0, not NaN, where a = b."""
-        squared = (a - b).square().sum(-1)
+        """Euclidean distance (N,) between rows of embeddings, where a is; its gradient is 0, not NaN, where a = b."""
+        squared = (a - b.to(a.device)).square().sum(-1)
         return torch.where(squared > 0, squared, 1.0).sqrt() * (squared > 0)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -83,6 +84,7 @@ def load(name: str, device: str | torch.device = "cpu", precision: str = "auto")
     Invalid : for an unknown name
     Missing : if its weights are not there
     """
+    device = devices.device(device)
     if name == "dlib":
         network, threshold, unit = dlib.load(), 0.6, False  # the author's threshold
     elif name == "mobile":
@@ -106,7 +108,7 @@ def embed_all(recogniser: Recogniser, images: torch.Tensor | np.ndarray | FaceSe
     batch : how many are embedded at once
     """
     images = getattr(images, "chips", images)  # they stay on the disk; a FaceSet's ``images`` would all be in memory
-    device = _device(recogniser)
+    device = device_of(recogniser)
     starts = range(0, max(1, len(images)), batch)  # no images make one empty batch
     if len(images) > MANY:
         starts = progress.bar(starts, desc=f"embedding by {recogniser.name}", unit="batch")
@@ -115,7 +117,8 @@ def embed_all(recogniser: Recogniser, images: torch.Tensor | np.ndarray | FaceSe
 
 def embed_faces(recogniser: Recogniser, faces: FaceSet) -> torch.Tensor:
     """``embed_all`` of a FaceSet, kept in the cache by a hash of the chips and of the network's weights."""
-    key = cache.key(cache.versions(), _device(recogniser).type, recogniser.unit, fingerprint(recogniser), faces.chips)
+    where = device_of(recogniser).type
+    key = cache.key(cache.versions(), where, recogniser.unit, fingerprint(recogniser), faces.chips)
     made = cache.array("embeddings", recogniser.name, key, lambda: embed_all(recogniser, faces.chips).numpy())
     return torch.from_numpy(made)
 
@@ -125,7 +128,8 @@ def fingerprint(network: nn.Module) -> str:
     return cache.key(network)
 
 
-def _device(network):
+def device_of(network: nn.Module) -> torch.device:
+    """Where a network computes."""
     return next(network.parameters(), next(network.buffers(), torch.empty(0))).device
 
 

@@ -100,7 +100,7 @@ def judge(
         group = torch.as_tensor(user).reshape(-1)
         own = torch.isin(labels, group)
         shape = [-1] + [1] * (natural.ndim - 1)
-        data = torch.where((own & train).reshape(shape), cloaked, natural)[train]
+        data = torch.where((own & train).reshape(shape).to(natural.device), cloaked, natural)[train]
         right = tracker(data, labels[train], tested[~train]) == labels[~train]
         others = right[~own[~train]].float().mean()
         for one in group:

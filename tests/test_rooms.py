@@ -12,7 +12,13 @@ import faceadv
 
 PACKAGE = Path(faceadv.__file__).parent
 ARROWS = {
-    **{"errors": set(), "precision": set(), "store": {"store", "errors"}, "images": {"errors"}, "metrics": {"errors"}},
+    **{
+        "errors": set(),
+        "precision": {"errors"},
+        "store": {"store", "errors"},
+        "images": {"errors"},
+        "metrics": {"errors"},
+    },
     **{"plots": {"images"}, "parallel": {"errors", "store"}},
 }
 BASE = set(ARROWS)

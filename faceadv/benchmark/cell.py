@@ -21,11 +21,22 @@ import cloudpickle
 import numpy as np
 import torch
 
-from faceadv import adaptive, attacks, ddnm, faces, metrics, objectives, pairs, purifiers, recognisers, verification
+from faceadv import (
+    adaptive,
+    attacks,
+    ddnm,
+    faces,
+    metrics,
+    objectives,
+    pairs,
+    precision,
+    purifiers,
+    recognisers,
+    verification,
+)
 from faceadv.errors import Invalid
 from faceadv.images import quantise
 from faceadv.networks import a3gn, prior
-from faceadv.precision import has_bfloat16
 from faceadv.store import cache, datasets, weights
 from faceadv.store.paths import nearest
 
@@ -51,7 +62,6 @@ WAYS = (
 RANDOM = ("randomization", *DIFFUSION)
 OTHER_DRAWS = 10_000  # added to the attacker's seed of a defence, because the attacker does not know the draws to come
 BATCH = 32
-DEVICE = "cpu"  # where cells are measured
 Own = Mapping[str, Callable] | None
 NO_PART = ("cli.py", "parallel.py", "plots.py", "records.py")  # modules without an influence on what is measured
 
@@ -99,6 +109,7 @@ class Settings:
     sampling_steps: int = 10
     surrogate_steps: int = 2
     eot_samples: int = 4
+    device: str = "auto"  # see ``precision.device``; each process asks anew, on its own machine
 
     def __post_init__(self):
         wrong = [name for name, value in vars(self).items() if isinstance(value, int) and value < 1]
@@ -168,14 +179,14 @@ def check(cell: Cell, own: Own = None) -> None:
     objectives.evaluating(own.get(cell.attack), own.get(cell.defence))
 
 
-def data(name: str) -> tuple[faces.FaceSet, faces.FaceSet, pairs.Pairs]:
+def data(name: str, device: str | torch.device = "cpu") -> tuple[faces.FaceSet, faces.FaceSet, pairs.Pairs]:
     """People to choose thresholds on, photos, and pairs of these photos that show other people.
 
     LFW's test half has 1,711 people. Thresholds are chosen on the first half of them, by name, and the pairs are the
     published test pairs of the others. In any other set thresholds are chosen on the first half of the people, and
-    the pairs are all pairs of the second half. name and errors as for ``faces.load``.
+    the pairs are all pairs of the second half. Parameters and errors as for ``faces.load``.
     """
-    found = faces.load(name)
+    found = faces.load(name, device=device)
     if found.name == "lfw":
         names = sorted(pairs.lfw_people(found, "test"))
         early = set(names[: len(names) // 2])
@@ -190,7 +201,7 @@ def data(name: str) -> tuple[faces.FaceSet, faces.FaceSet, pairs.Pairs]:
 @functools.lru_cache(maxsize=8)
 def _pairs(settings, goal, slow):
     """Photos, people and seeds of the pairs; ``presented`` have 8 bits already, because they are files."""
-    _, photos, every = data(settings.faces_name)
+    _, photos, every = data(settings.faces_name, settings.device)
     chosen, seeds = [], []
     for seed in settings.seeds:
         # the same number is drawn for all defences, so that the slow ones' pairs are among the others' pairs
@@ -220,7 +231,7 @@ def _pairs(settings, goal, slow):
 @functools.lru_cache(maxsize=4)
 def _recogniser(name, settings):
     """A recogniser and its threshold at the false accept rate on the calibration people."""
-    recogniser, (people, *_) = recognisers.load(name), data(settings.faces_name)
+    recogniser, (people, *_) = recognisers.load(name, settings.device), data(settings.faces_name)
     every, embeddings = pairs.all_pairs(people), recognisers.embed_faces(recogniser, people)
     distances = verification.pair_distances(recogniser, embeddings, every[~every.same])
     return recogniser, verification.threshold_at_far(distances, settings.far)
@@ -236,7 +247,7 @@ def _noise(images, objective, knobs):
     """A control that is no attack: each colour of each pixel goes up or down by eps, at random."""
     draw = torch.Generator().manual_seed(knobs.seed)
     signs = torch.randint(2, images.shape, generator=draw) * 2 - 1
-    return (images + knobs.eps * signs).clamp(0, 1)
+    return (images + knobs.eps * signs.to(images)).clamp(0, 1)
 
 
 def _pfgvm(images, objective, knobs):
@@ -253,7 +264,7 @@ def _pfgvm(images, objective, knobs):
 
 def _a3gn(images, objective, knobs):
     """The shipped network has a bound of its own, and is told its targets as dlib's embeddings."""
-    network, eyes = _generator()
+    network, eyes = _generator(images.device)
     wanted = recognisers.embed_all(eyes, knobs.targets)
     with torch.no_grad():
         return torch.cat([network(x, z) for x, z in zip(images.split(BATCH), wanted.split(BATCH))])
@@ -308,7 +319,7 @@ def _images(made, like, name):
 
 
 _made = functools.lru_cache(maxsize=16)(_make)
-_generator = functools.cache(lambda: (a3gn.load(), recognisers.load("dlib")))
+_generator = functools.cache(lambda device: (a3gn.load().to(device), recognisers.load("dlib", device)))
 _fixed = functools.lru_cache(maxsize=16)(purifiers.load)
 _prior = functools.cache(prior.load)
 _photos = functools.cache(faces.fingerprint)
@@ -336,8 +347,8 @@ def _defence(name, settings, own=None, other_draws=0):
         return purifiers.load(name, seed=seed)
     if name in DIFFUSION:
         options = {"steps": settings.sampling_steps, "stages": "both" if name == "two-stage" else name}
-        return ddnm.TwoStage(*_prior(), seed=seed, **options).eval()
-    return _fixed(name)
+        return ddnm.TwoStage(*_prior(), seed=seed, **options).to(precision.device(settings.device)).eval()
+    return _fixed(name, settings.device)
 
 
 def version(cell: Cell, settings: Settings, own: Own = None) -> str:
@@ -347,14 +358,16 @@ def version(cell: Cell, settings: Settings, own: Own = None) -> str:
     ----------
     cell, settings, own : as for ``measure``
     """
+    where = precision.device(settings.device)
     return cache.key(
-        [dataclasses.asdict(cell), dataclasses.asdict(settings), _code(), _photos(settings.faces_name)],
+        [dataclasses.asdict(cell), dataclasses.asdict(settings) | {"device": where.type}],
+        [_code(), _photos(settings.faces_name)],
         datasets.lfw_lists() if settings.faces_name == "lfw" else [],
         [
             weights.shipped(),
             {name: sha256 for name, sha256 in weights.fetched().items() if name in (cell.recogniser, cell.source)},
         ],
-        [DEVICE, has_bfloat16(DEVICE), cache.versions()],
+        [precision.has_bfloat16(where), cache.versions()],
         [_fingerprint(own[name]) for name in (cell.attack, cell.defence) if own and name in own],
     )
 

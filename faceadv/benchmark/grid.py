@@ -38,7 +38,7 @@ def settings(values: Mapping) -> Settings:
     """The settings of a benchmark from the parameters of notebook 07. Errors as for ``Settings``."""
     names = {field.name for field in dataclasses.fields(Settings)} - {"seeds"}
     seeds = tuple(range(values["seed"], values["seed"] + values["repeats"]))
-    return Settings(**{name: values[name] for name in names}, seeds=seeds)
+    return Settings(**{name: values[name] for name in names} | {"device": str(values["device"])}, seeds=seeds)
 
 
 def plan(values: Mapping, judges: Sequence[str]) -> dict[str, list[Cell]]:

@@ -101,7 +101,7 @@ class A3GN(nn.Module):
         """
         if embeddings.ndim != 2 or embeddings.shape[1] != len(self.mean) or not embeddings.isfinite().all():
             raise Invalid(f"embeddings must be finite numbers of shape (N, {len(self.mean)}), one row per target.")
-        standard = (embeddings - self.mean) / self.spread
+        standard = (embeddings.to(self.mean.device) - self.mean) / self.spread
         if self.cvae is None:
             return standard, None, None
         mean, log_variance = self.cvae(standard)
