@@ -14,6 +14,7 @@ unreadable            skipped, reason "unreadable"; also a photo over Pillow's l
 ====================  =========================================================================
 """
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ PIXELS = 16_000_000  # of all photos that are held in memory at once; a larger o
 TEMPLATE = np.array([[47.6, 46.6], [100.5, 46.6], [74.0, 76.6], [50.4, 103.0], [97.6, 103.0]]) * SIZE / 150
 MTCNN_SETTINGS = {"min_face_size": 40, "factor": 0.709, "thresholds": [0.6, 0.7, 0.7]}
 SECOND_LOOK = {"min_face_size": 20, "factor": 0.709, "thresholds": [0.5, 0.5, 0.5]}
-VERSION = "2"  # part of the cache's key: raise it when chips of the same photo would come out different
+VERSION = "3"  # part of the cache's key: raise it when chips of the same photo would come out different
 NOTHING = "expected a non-empty list of Tensors"  # torch's error where facenet-pytorch concatenates no boxes
 
 
@@ -113,7 +114,7 @@ def find_every_face(photos: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
 
 
 def _detect(batch, lenient=False):
-    with torch.no_grad():
+    with torch.no_grad(), _one_thread():
         try:
             boxes, _, points = _detector(lenient).detect(batch, landmarks=True)
         except (RuntimeError, ValueError) as e:
@@ -123,6 +124,17 @@ def _detect(batch, lenient=False):
                 return [((), ())]
             return [_detect(image[None], lenient)[0] for image in batch]
     return [((), ()) if b is None else (b, p) for b, p in zip(boxes, points)]
+
+
+@contextlib.contextmanager
+def _one_thread():
+    """With two, convolutions round otherwise: a few chips of ORL in a hundred would depend on the machine's cores."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
 
 
 def _main_face(boxes, shape):

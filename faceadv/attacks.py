@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from faceadv.errors import Failed, Invalid, whole
+from faceadv.images import believed
 from faceadv.networks.common import generator
 from faceadv.objectives import Objective, answer, enter, evaluating, slope
 from faceadv.precision import autocast
@@ -238,11 +239,16 @@ def _descend_batch(original, objective, step, steps, start, keep_best, stop_earl
     x, memory = start.clone(), torch.zeros_like(original)
     result, lowest = x.clone(), torch.full((len(x),), float("inf"), device=x.device)
     active = torch.arange(len(x), device=x.device)  # where in the batch the images still under attack are
-    for _ in range(steps):
-        g, loss, reached = _gradient(objective, x, rows[active])
+    # where there is no slope; on a GPU it is looked at once, at the end
+    flat = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    for number in range(steps):
+        with believed(number > 0):
+            g, loss, reached = _gradient(objective, x, rows[active])
+        flat[active] = flat[active] | ~g.flatten(1).sum(1).isfinite()
+        if x.device.type == "cpu":
+            _refuse(flat)
         if keep_best:
-            better = loss < lowest[active]
-            lowest[active[better]], result[active[better]] = loss[better], x[better]
+            _keep(result, lowest, active, loss, x)
         if stop_early and reached.any():
             with torch.no_grad(), autocast(x.device, fast=False):  # the fast precision may err
                 sure = answer(objective(x[reached], rows[active[reached]], exact=True), int(reached.sum()))[1]
@@ -251,16 +257,29 @@ def _descend_batch(original, objective, step, steps, start, keep_best, stop_earl
             going = ~reached
             active, x, g, memory = active[going], x[going], g[going], memory[going]
             if not len(active):
-                return result
+                break
         x, memory = step(x, g, original[active], memory)
-    if keep_best:
-        with torch.no_grad():
+    if keep_best and len(active):
+        with torch.no_grad(), believed():
             loss, _ = objective(x, rows[active])
-        better = loss.float() < lowest[active]
-        result[active[better]] = x[better]
-    else:
+        _keep(result, lowest, active, loss.float(), x)
+    elif len(active):
         result[active] = x
+    _refuse(flat)
     return result
+
+
+def _keep(result, lowest, active, loss, x):
+    """Write those of the iterates that have the lowest loss so far into the result."""
+    better = loss < lowest[active]
+    lowest[active] = torch.where(better, loss, lowest[active])
+    result[active] = torch.where(better[:, None, None, None], x, result[active])
+
+
+def _refuse(flat):
+    if flat.any():
+        bad = int(flat.sum())
+        raise Failed(f"The gradient of {bad} of {len(flat)} images is not finite: the loss has no slope there.")
 
 
 def _gradient(objective, x, rows):
@@ -272,8 +291,4 @@ def _gradient(objective, x, rows):
             none = "for a purifier that has none there is adaptive.straight_through."
             raise Invalid(f"The loss of an objective must have a gradient in the images; {none}")
         g = slope(loss, x, exact=not getattr(objective, "fast", True))
-    if not g.sum().isfinite():  # cheaper than to look at each
-        bad = int((~g.isfinite().flatten(1).all(1)).sum())
-        if bad:
-            raise Failed(f"The gradient of {bad} of {len(x)} images is not finite: the loss has no slope there.")
     return g, loss.detach().float(), reached

@@ -9,6 +9,7 @@ may compute in the fast precision at all; without it the gradient is in float32 
 
 import contextlib
 import dis
+import functools
 import inspect
 import types
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from faceadv.errors import Invalid
-from faceadv.images import check_images
+from faceadv.images import believing, check_images
 from faceadv.precision import autocast
 from faceadv.recognisers import Recogniser
 
@@ -59,13 +60,13 @@ def impersonation(recogniser: Recogniser, references: torch.Tensor, threshold: f
 def _verification(recogniser, references, threshold, away):
     if references.ndim != 2 or not references.is_floating_point():
         raise Invalid(f"references must be embeddings (N, D), not {tuple(references.shape)} of {references.dtype}.")
-    references = references.detach().float()
+    references = _mover(references.detach().float())
     threshold = recogniser.threshold if threshold is None else threshold
 
     def objective(images, rows, exact=False):
         evaluating(recogniser)
         embeddings = recogniser.embed(images, fast=not exact)
-        wanted = _rows(references, rows, "references").to(embeddings.device)
+        wanted = _rows(references(embeddings.device), rows, "references")
         # squared: smooth where d = 0, and the same direction for signed steps, because d grows with its square
         squared = (embeddings - wanted).square().sum(1)
         if away:
@@ -105,13 +106,13 @@ def untargeted(classifier: Callable, labels: torch.Tensor, fast: bool = True) ->
 
 def _classification(classifier, labels, fast, towards):
     evaluating(classifier)
-    labels = integers(labels)
+    labels = _mover(integers(labels))
 
     def objective(images, rows, exact=False):
         evaluating(classifier)
         with autocast(images.device, fast and not exact):
             logits = classifier(images.float()).float()
-        wanted = _rows(labels, rows, "labels").to(logits.device)
+        wanted = _rows(labels(logits.device), rows, "labels")
         loss = F.cross_entropy(logits, wanted, reduction="none")
         said = logits.detach().argmax(1)
         return (loss, said == wanted) if towards else (-loss, said != wanted)
@@ -120,10 +121,14 @@ def _classification(classifier, labels, fast, towards):
     return objective
 
 
+def _mover(values):
+    """A function that gives the values on a device, moved once and not at each step of an attack."""
+    return functools.cache(values.to)
+
+
 def _rows(values, rows, what):
     """The references or labels of the images at ``rows``, which must not be more than there are."""
-    rows = rows.to(values.device)
-    if len(rows) and rows.max() >= len(values):
+    if not believing() and len(rows) and rows.max() >= len(values):
         raise Invalid(f"Each image needs one of the {what}, and there are only {len(values)} {what}.")
     return values[rows]
 
@@ -181,7 +186,7 @@ def evaluating(*chain) -> None:
     The chain is looked for in closures, defaults, methods, in what callable objects hold, and in the modules and the
     notebook's functions that a function finds by a global name.
     """
-    todo, seen = list(chain), {}
+    todo, seen = [] if believing() else list(chain), {}
     while todo:
         thing = todo.pop()
         if id(thing) in seen:

@@ -139,3 +139,19 @@ def test_grey_photos_of_many_bits(kind, orl, tmp_path):
 def test_a_dark_photo_of_16_bits_is_dark(tmp_path):
     Image.fromarray(np.full((20, 20), 200, np.uint16)).save(tmp_path / "dark.png")
     assert align.read_photo(tmp_path / "dark.png").max() == 0
+
+
+def test_chips_do_not_depend_on_the_number_of_threads(orl, monkeypatch):
+    seen, detect = [], align._detect
+    photo = align.read_photo(orl.files[0])
+    monkeypatch.setattr(align._detector(), "detect", lambda *a, **k: seen.append(torch.get_num_threads()) or 1 / 0)
+    before = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            with pytest.raises(ZeroDivisionError):
+                detect(photo[None])
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 1]

@@ -1,5 +1,6 @@
 """OUT/index.html and the executed notebooks as HTML: pages without any script that open from disk, with no network."""
 
+import functools
 import html
 import re
 from pathlib import Path
@@ -102,10 +103,16 @@ def _body(notebook, **options):
             data = output.get("data", {})
             if "text/html" in data:  # cleaned here as well, or half an element would swallow the next cells
                 data["text/html"] = _clean(data["text/html"])
+    made, _ = _exporter(**options).from_notebook_node(notebook)
+    return re.sub(r'(href="[^":]*)\.ipynb(?=["#])', r"\1.html", made)
+
+
+@functools.cache  # its templates are compiled anew for each exporter
+def _exporter(**options):
     config = Config(NbConvertBase={"display_data_priority": KINDS})
     exporter = HTMLExporter(config=config, template_name="basic", **options)
     exporter.register_filter("markdown2html", _markdown)
-    return re.sub(r'(href="[^":]*)\.ipynb(?=["#])', r"\1.html", exporter.from_notebook_node(notebook)[0])
+    return exporter
 
 
 @pass_context
