@@ -5,6 +5,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# processes that share the tests, each with one thread and about 3 GB of memory
+WORKERS ?= 2
 
 # how torch's threads wait and how memory is kept: faceadv/store/threads.py says why
 SETTINGS := GOMP_SPINCOUNT=1000 MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=2147483647
@@ -15,7 +17,7 @@ course: $(VENV)/done
 
 test: $(VENV)/done
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 setup: $(VENV)/done
 

@@ -257,7 +257,7 @@ def sample(unet: nn.Module, schedule: SchedulerMixin, count: int, steps: int = 5
         return DiffPure(unet, schedule, len(schedule.alphas_cumprod) - 1, steps, seed)(nothing).cpu()
 
 
-def guess(unet: nn.Module, x: Tensor, t: int, schedule: SchedulerMixin | None = None) -> Tensor:
+def guess(unet: nn.Module, x: Tensor, t: int | Tensor, schedule: SchedulerMixin | None = None) -> Tensor:
     """The prior's guess of the noise in x (N, 3, S, S): float32, computed in bfloat16 where the hardware has it.
 
     A learned variance (three more channels) is left out.
@@ -266,7 +266,7 @@ def guess(unet: nn.Module, x: Tensor, t: int, schedule: SchedulerMixin | None = 
     ----------
     unet : of a prior
     x : noisy images, about in [-1, 1] without their noise
-    t : the time, one of the schedule's
+    t : the time, one of the schedule's, or one for each image (N,)
     schedule : of the prior; needed if the UNet predicts the image or v, from which the noise follows
     """
     with autocast(x.device):

@@ -58,10 +58,12 @@ def _client(scheduler, workers):
         if scheduler == "local":
             threads.settle()  # before the workers import torch
             # Dask would give workers, and this process, OMP_NUM_THREADS=1; and on a busy machine they start slowly
-            patience = {"distributed.nanny.pre-spawn-environ": {}, "distributed.comm.timeouts.connect": "5min"}
+            patience = {"distributed.nanny.pre-spawn-environ": {}, "distributed.comm.timeouts.connect": "5m"}
             stack.enter_context(dask.config.set(patience))
-            options = {"dashboard_address": None, "silence_logs": 50, "memory_limit": 0}
-            made = distributed.LocalCluster(n_workers=workers, threads_per_worker=1, **options)
+            # any free port, because the usual one may be in use, and no dashboard on it
+            options = {"dashboard_address": ":0", "scheduler_kwargs": {"dashboard": False}}
+            options |= {"n_workers": workers, "threads_per_worker": 1, "silence_logs": 50, "memory_limit": 0}
+            made = distributed.LocalCluster(**options)
             cluster = stack.enter_context(made)
         try:
             client = distributed.Client(cluster or scheduler, timeout="5s", set_as_default=False)

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -16,39 +17,52 @@ from faceadv.store.paths import PROJECT
 NOTEBOOKS = run.select(["all"])
 
 
-@pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda path: path.stem)
-def executed(request, tmp_path_factory):
-    out = tmp_path_factory.mktemp(request.param.stem)
-    (result,) = run.run([request.param.stem], "smoke", out=out)
+EMULATED = str(Path(__file__).parent / "emulated_gpu")  # its sitecustomize.py prepares the kernels
+
+
+def smoke(path, out, monkeypatch, device):
+    monkeypatch.setenv("PYTHONPATH", EMULATED)
+    monkeypatch.setenv("FACEADV_DEVICE", device)
+    (result,) = run.run([path.stem], "smoke", out=out)
     assert result.status == "ran", result.error
-    return result, out
+    return result, records.read(records.place(out / "results", "smoke", result.name))
 
 
-def test_runs_silently_and_replays_to_the_same_numbers(executed):
-    result, out = executed
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs_silently_and_replays_on_a_gpu_to_the_same_numbers(path, tmp_path, monkeypatch):
+    result, first = smoke(path, tmp_path, monkeypatch, "cpu")
     notebook = nbformat.read(result.path, as_version=4)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
     assert any("image/png" in o.get("data", {}) for o in outputs)
-    path = records.place(out / "results", "smoke", result.name)
-    first = records.read(path)
     assert first["numbers"]
-    path.unlink()
-    shutil.rmtree(path.with_suffix(""), ignore_errors=True)  # the benchmark would find its cells finished
+    place = records.place(tmp_path / "results", "smoke", result.name)
+    place.unlink()
+    shutil.rmtree(place.with_suffix(""), ignore_errors=True)  # the benchmark would find its cells finished
     # nbval runs the copy again and compares the cells tagged nbval-check-output
     replay = subprocess.run(
         [
-            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "ignore", "--rootdir", str(out)),
+            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "ignore", "--rootdir", str(tmp_path)),
             *("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=600", str(result.path)),
         ],
-        env=os.environ | run.KERNEL_ENVIRONMENT,
+        env=os.environ | run.KERNEL_ENVIRONMENT | {"FACEADV_DEVICE": "emulated"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert replay.returncode == 0, replay.stdout[-3000:]
     assert any("nbval-check-output" in cell.metadata.get("tags", []) for cell in notebook.cells)
-    assert records.differences(first, records.read(path)) == []
+    second = records.read(place)
+    assert second["run"]["device"] == "emulated"
+    assert records.differences(first, second, rtol=0.01) == []
+
+
+def test_the_same_profile_gives_the_same_numbers_bit_for_bit(tmp_path):
+    found = []
+    for out in (tmp_path / "one", tmp_path / "other"):
+        (result,) = run.run(["01"], "smoke", out=out)
+        found.append(records.read(records.place(out / "results", "smoke", result.name)))
+    assert records.differences(*found) == []
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from faceadv import faces, pairs, recognisers, verification
+from faceadv import pairs, recognisers, verification
 from faceadv.store import datasets
 from faceadv.store.lfw_people import dev_people
 
@@ -31,11 +31,6 @@ def test_sample(orl):
     assert not torch.equal(some.first, other.first)
     with pytest.raises(ValueError, match="only 1800 same pairs"):
         pairs.sample(pairs.all_pairs(orl), 1801)
-
-
-@pytest.fixture
-def lfw(lfw_root):
-    return faces.load("lfw")
 
 
 def test_lfw_lists(lfw, lfw_root):

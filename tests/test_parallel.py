@@ -1,8 +1,10 @@
 """The same function on many items, in this process and in others."""
 
+import contextlib
 import logging
 import os
 import signal
+import socket
 
 import pytest
 import torch
@@ -19,12 +21,21 @@ def measure(item, factor):
     return item * factor, os.getpid(), facts, {name: os.environ.get(name) for name in threads.ENVIRONMENT}
 
 
-def test_processes_get_their_share_and_leave_nothing_behind(monkeypatch):
+@pytest.fixture
+def in_use():
+    with socket.socket() as one:
+        yield one
+
+
+def test_processes_get_their_share_and_leave_nothing_behind(monkeypatch, in_use):
     monkeypatch.setattr(threads, "cores", lambda: 1)
     for name in threads.ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.delenv("FACEADV_QUIET", raising=False)  # a worker is quiet without it
     before = dict(os.environ)
+    with contextlib.suppress(OSError):  # Dask's usual port is in use, by another run for example
+        in_use.bind(("", 8787))
+        in_use.listen()
     found = dict(parallel.compute(measure, [1, 2, 3], "local", factor=2))
     assert os.environ == before
     assert {item: made[0] for item, made in found.items()} == {1: 2, 2: 4, 3: 6}
@@ -62,7 +73,7 @@ def test_workers_of_a_scheduler_elsewhere():
     from distributed import LocalCluster
 
     dask.config.set({"distributed.nanny.pre-spawn-environ": {}})  # it would set them for the tests after this one
-    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster:
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0", silence_logs=50) as cluster:
         found = dict(parallel.compute(die_once, ["a", "b"], cluster.scheduler_address, marker=None))
     assert found == {"a": "a done", "b": "b done"}
 

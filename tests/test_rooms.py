@@ -3,7 +3,9 @@
 import ast
 import importlib
 import inspect
+import io
 import pkgutil
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -154,4 +156,15 @@ def test_functions_are_short():
 
 
 def test_the_package_stays_small():
-    assert sum(len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")) < 7500
+    """Lines of code: neither blank nor a comment nor a part of a docstring."""
+    count, no_code = 0, (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+    for path in PACKAGE.rglob("*.py"):
+        source, lines = path.read_text(), set()
+        for token in tokenize.generate_tokens(io.StringIO(source).readline):
+            if token.type not in no_code and token.string:
+                lines |= set(range(token.start[0], token.end[0] + 1))
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+                lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+        count += len(lines)
+    assert count < 5150

@@ -203,7 +203,7 @@ def test_surroundings_are_hashed_by_content(place, monkeypatch):
     seen.append(run._surroundings())
     (place / "data" / "lfw" / "pairs.txt").write_text("10 300")  # who is compared with whom
     seen.append(run._surroundings())
-    monkeypatch.setenv("FACEADV_DEVICE", "meta")
+    monkeypatch.setattr(run.precision, "device", lambda: "meta")
     monkeypatch.setattr(run.precision, "has_bfloat16", lambda device: False)
     seen.append(run._surroundings())
     monkeypatch.setattr(run.precision, "has_bfloat16", lambda device: True)

@@ -180,15 +180,9 @@ def photos(
 
 
 def train(
-    data: faces.FaceSet,
-    recogniser: Recogniser,
-    settings: dict,
-    *,
-    out: loop.Place = None,
-    resume: bool = False,
-    seed: int = 0,
-    device: loop.Device = "cpu",
-) -> tuple[list[ResGN], list[dict]]:
+    data: faces.FaceSet, recogniser: Recogniser, settings: dict, *, out: loop.Place = None, resume: bool = False,
+    seed: int = 0, device: loop.Device = "cpu",
+) -> tuple[list[ResGN], list[dict]]:  # fmt: skip
     """Train a ResGN for each set of losses, side by side on the same batches from the same start.
 
     Returns ``(networks, log)``: the networks, frozen, and the log, whose keys are "step" and "NAMES: TERM" for each set

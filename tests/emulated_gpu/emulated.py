@@ -153,7 +153,8 @@ def _run(operation, args, kwargs):
         return operation(*args, **kwargs)
     _refuse(operation, args, kwargs, here, [t for t in tensors if not isinstance(t, Emulated) and t.dim()])
     home = target is not None and torch.device(target).type == "cpu"
-    if operation in WAITING or home or (operation in INDEXING and any(t.dtype == torch.bool for t in here[1:])):
+    masks = operation in INDEXING and any(t is not None and t.dtype == torch.bool for t in args[1])
+    if operation in WAITING or home or masks:
         _wait(None)
     inner_args, inner_kwargs = tree_unflatten([_unwrapped(t) for t in flat], shape)
     out = _compute(operation, inner_args, inner_kwargs)
