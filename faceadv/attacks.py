@@ -12,7 +12,8 @@ objective : what the attack wants, see ``objectives``
 options : any of keep_best, stop_early and batch
 keep_best : return the iterate of lowest loss instead of the last one
 stop_early : stop each image at the first iterate that reaches the objective, confirmed in float32
-batch : images per forward pass, 64 by default; it changes time and memory, not the result
+batch : images per forward pass, 64 by default; it changes time and memory, not the result, and is halved as long as
+    the memory of a GPU is full
 
 Raises
 ------
@@ -32,7 +33,7 @@ from faceadv.errors import Failed, Invalid, whole
 from faceadv.images import believed
 from faceadv.networks.common import generator
 from faceadv.objectives import Objective, answer, enter, evaluating, slope
-from faceadv.precision import autocast
+from faceadv.precision import autocast, in_parts
 from faceadv.store.paths import nearest
 
 __all__ = ["fgsm", "ifgsm", "ifgvm", "mifgsm", "pfgvm", "pgd"]
@@ -230,8 +231,10 @@ def _descend(images, objective, move, project, steps, options, start=None):
         x, memory = move(x, g, original, memory)
         return project(x, original), memory
 
-    parts = torch.arange(len(x), device=x.device).split(batch)
-    done = [_descend_batch(x[rows], objective, step, steps, start[rows], keep_best, stop_early, rows) for rows in parts]
+    def attacked(rows):
+        return _descend_batch(x[rows], objective, step, steps, start[rows], keep_best, stop_early, rows)
+
+    done = in_parts(attacked, torch.arange(len(x), device=x.device), batch)
     return leave(torch.cat(done), images, project)
 
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from faceadv.errors import Invalid
 from faceadv.images import believing, check_images
-from faceadv.precision import autocast
+from faceadv.precision import autocast, in_parts
 from faceadv.recognisers import Recogniser
 
 __all__ = ["Objective", "dodging", "impersonation", "success", "targeted", "untargeted"]
@@ -138,11 +138,12 @@ def success(objective: Objective, images: torch.Tensor) -> torch.Tensor:
     """Whether each image (N, 3, H, W) reaches the objective, in float32: (N,) bool, on the CPU."""
     images, rows = enter(images), torch.arange(len(images))
     evaluating(objective)
-    hits = [torch.zeros(0, dtype=torch.bool)]
+
+    def hit(part):
+        return answer(objective(images[part], part, exact=True), len(part))[1].cpu()
+
     with autocast(images.device, fast=False):
-        for part in rows.split(BATCH) if len(rows) else ():
-            hits.append(answer(objective(images[part], part, exact=True), len(part))[1].cpu())
-    return torch.cat(hits)
+        return torch.cat([torch.zeros(0, dtype=torch.bool), *in_parts(hit, rows, BATCH)])
 
 
 def answer(given: tuple, count: int) -> tuple[torch.Tensor, torch.Tensor]:

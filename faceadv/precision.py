@@ -3,13 +3,15 @@
 import contextlib
 import contextvars
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 
 from faceadv.errors import Invalid, Missing
+from faceadv.store import progress
 
-__all__ = ["autocast", "describe", "device", "has_bfloat16"]
+__all__ = ["autocast", "describe", "device", "has_bfloat16", "in_parts", "send"]
 
 _exact = contextvars.ContextVar("exact", default=False)
 
@@ -75,3 +77,33 @@ def autocast(device: torch.device | str, fast: bool = True) -> Iterator[None]:
         for flag, precision in zip(flags, before):
             flag.fp32_precision = precision
         _exact.reset(mark)
+
+
+def in_parts(function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, batch: int) -> list[torch.Tensor]:
+    """What ``function`` makes of ``rows``, part by part; smaller parts as long as a GPU's memory is full.
+
+    Parameters
+    ----------
+    function : of a part of ``rows``
+    rows : (N,) positions
+    batch : the largest part
+    """
+    done, start = [], 0
+    while start < len(rows):
+        try:
+            done.append(function(rows[start : start + batch]))
+            start += batch
+        except torch.OutOfMemoryError:
+            if batch == 1:
+                raise
+            batch //= 2
+            progress.log.warning("The memory of the GPU is full: going on with %d images at a time.", batch)
+    return done
+
+
+def send(values: np.ndarray, device: torch.device | str) -> torch.Tensor:
+    """An array on a device. A GPU copies it while the CPU goes on."""
+    tensor = torch.from_numpy(values)
+    return (
+        tensor.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else tensor.to(device)
+    )

@@ -298,7 +298,7 @@ def test_protected_from_another_recogniser(photos, tmp_path, capsys):
         assert row["state"] == ("de-identified" if is_hidden else "changed, but still recognised")
         assert f"{row['photo']} face 1: {row['state']}, " in told
     assert f"{sum(hidden)} of 4 faces are no longer recognised by mobile" in told
-    assert "by dlib, which the protection was not made for" in told
+    assert "by dlib, a recogniser that the protection did not use" in told
     for i in range(4):
         assert recognised(tmp_path / "in" / f"{i}.png", tmp_path / "out" / f"{i}.png", mobile) > mobile.threshold / 2
 

@@ -1,6 +1,8 @@
 """Everything on a GPU that is not there (see emulated_gpu/emulated.py): the same numbers as on the CPU, no mixing."""
 
+import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -307,6 +309,34 @@ def test_the_command_line_says_so_too(monkeypatch, capsys):
     monkeypatch.setenv("FACEADV_DEVICE", "cuda:3")
     assert cli.main(["run", "00", "--profile", "smoke"]) == 2
     assert "cuda:3" in capsys.readouterr().err
+
+
+@only_emulated
+def test_the_benchmark_of_a_gpu_runs_and_leaves_out_what_is_missing(tmp_path):
+    script = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
+    (tmp_path / "diffusers.py").write_text("raise ImportError(name='diffusers')")  # as on a bare machine
+    environment = os.environ | {
+        "FACEADV_DEVICE": "emulated",
+        "PYTHONPATH": str(script.parents[1] / "tests/emulated_gpu"),
+    }
+    command = [sys.executable, str(script), "--device", "emulated", "--small"]
+    seen = []
+    for parts, more in ((["PGD", "DDNM", "training"], ""), (["DDNM"], f"{os.pathsep}{tmp_path}")):
+        environment["PYTHONPATH"] += more
+        done = subprocess.run(
+            [*command, "--out", str(tmp_path / "gpu.json"), "--only", *parts],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        seen.append(json.loads((tmp_path / "gpu.json").read_text()))
+    assert {"ours", "a plain loop", "torchattacks"} <= seen[0]["PGD"].keys()
+    assert seen[0]["PGD"]["ours"]["accuracy left"] < 1
+    assert seen[0]["DDNM"]["64 pixels"]["images a minute"] > 0
+    assert all(row["steps a second"] > 0 for row in seen[0]["training"].values())
+    assert seen[1]["DDNM"] == {"left out": "no package diffusers"}
 
 
 @only_emulated

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from faceadv import precision
+from faceadv import attacks, precision
 
 
 @pytest.fixture
@@ -47,3 +47,35 @@ def test_device_of_the_environment(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("FACEADV_DEVICE", "cpu")
     assert precision.device().type == "cpu"
+
+
+def test_parts_are_halved_while_the_memory_is_full(caplog):
+    asked = []
+
+    def function(rows):
+        asked.append(len(rows))
+        if len(rows) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return rows * 2
+
+    done = precision.in_parts(function, torch.arange(7), 8)
+    assert torch.cat(done).tolist() == list(range(0, 14, 2))
+    assert asked == [7, 4, 2, 2, 2, 1]
+    assert [record.message for record in caplog.records] == [
+        f"The memory of the GPU is full: going on with {count} images at a time." for count in (4, 2)
+    ]
+    with pytest.raises(torch.OutOfMemoryError):
+        precision.in_parts(lambda rows: function(rows.repeat(4)), torch.arange(7), 8)
+
+
+def test_an_attack_gives_the_same_when_the_memory_is_full():
+    x, full = torch.rand(5, 3, 8, 8), True
+
+    def darkness(images, rows, exact=False):
+        if full and len(images) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return images.square().sum((1, 2, 3)) * (rows + 1), torch.zeros(len(images), dtype=torch.bool)
+
+    halved = attacks.pgd(x, darkness, eps=0.1, steps=3)
+    full = False
+    torch.testing.assert_close(halved, attacks.pgd(x, darkness, eps=0.1, steps=3))

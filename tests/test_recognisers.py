@@ -54,10 +54,10 @@ class Toy(nn.Module):
     def __init__(self):
         super().__init__()
         self.register_buffer("scale", torch.ones(1))
-        self.batches = []
+        self._batches = []
 
     def forward(self, images):
-        self.batches.append((len(images), torch.is_grad_enabled()))
+        self._batches.append((len(images), torch.is_grad_enabled()))
         return images.mean((2, 3)) * self.scale
 
 
@@ -234,7 +234,7 @@ def test_embed_all_in_batches_without_gradients(orl):
     toy = recognisers.Recogniser("toy", Toy(), 0.5)
     images = orl.clone().requires_grad_()
     embeddings = recognisers.embed_all(toy, images, batch=5)
-    assert toy.network.batches == [(5, False), (5, False), (2, False)]
+    assert toy.network._batches == [(5, False), (5, False), (2, False)]
     assert not embeddings.requires_grad
     torch.testing.assert_close(embeddings, orl.mean((2, 3)))
 
@@ -245,7 +245,7 @@ def test_embed_all_of_8_bits_and_of_a_face_set(orl):
     mapped = chips.numpy().copy()
     mapped.flags.writeable = False  # as a FaceSet's memory-mapped chips are
     expected = recognisers.embed_all(toy, orl)
-    for images in (chips, mapped, SimpleNamespace(chips=mapped), SimpleNamespace(images=orl)):
+    for images in (chips, mapped, SimpleNamespace(chips=mapped)):
         torch.testing.assert_close(recognisers.embed_all(toy, images), expected)
 
 
@@ -265,9 +265,9 @@ def test_embed_all_shows_a_bar_for_many_only(capfd, monkeypatch):
 def test_embed_faces_keeps_what_it_computed(orl, cache):
     toy, faces = recognisers.Recogniser("toy", Toy(), 0.5), SimpleNamespace(chips=(orl * 255).byte().numpy())
     first = recognisers.embed_faces(toy, faces)
-    count = len(toy.network.batches)
+    count = len(toy.network._batches)
     assert torch.equal(recognisers.embed_faces(toy, faces), first)
-    assert len(toy.network.batches) == count  # not computed again
+    assert len(toy.network._batches) == count  # not computed again
     changed = SimpleNamespace(chips=255 - faces.chips)
     assert not torch.allclose(recognisers.embed_faces(toy, changed), first)
     other = recognisers.Recogniser("toy", Toy(), 0.5)

@@ -16,7 +16,7 @@ PACKAGE = Path(faceadv.__file__).parent
 ARROWS = {
     **{
         "errors": set(),
-        "precision": {"errors"},
+        "precision": {"errors", "store"},
         "store": {"store", "errors"},
         "images": {"errors"},
         "metrics": {"errors"},

@@ -1,6 +1,7 @@
 """The face diffusion prior: a UNet of diffusers that predicts noise, or what the noise follows from."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from diffusers import DDPMPipeline, SchedulerMixin, UNet2DModel
@@ -47,7 +48,7 @@ def prediction(schedule: SchedulerMixin | None) -> str:
     return kind
 
 
-def load(name: str = "shipped") -> tuple[UNet2DModel, SchedulerMixin]:
+def load(name: str | Path = "shipped") -> tuple[UNet2DModel, SchedulerMixin]:
     """A diffusion prior: ``(unet, schedule)`` of "shipped", a folder, or a name on the Hugging Face hub.
 
     It may be any model of square RGB images without classes that diffusers' ``DDPMPipeline.from_pretrained`` loads. It
@@ -58,8 +59,14 @@ def load(name: str = "shipped") -> tuple[UNet2DModel, SchedulerMixin]:
     logging.disable_progress_bar()  # it would flash up, in the notebooks too
     try:
         with torch.random.fork_rng(devices=[]):  # as in ``common.shipped``
-            # the last option asks for accelerate, which is not here
-            pipeline = DDPMPipeline.from_pretrained(name, use_safetensors=True, low_cpu_mem_usage=False)
+            folder = Path(name) if Path(name).is_dir() else Path(DDPMPipeline.download(name))
+            # Models of 2022 are pickles, which diffusers reads with weights_only=True, and only without safetensors.
+            safe = any(folder.rglob("*.safetensors"))
+            with weights.remembered([] if safe else sorted(folder.rglob("*.bin"))):
+                # the last option asks for accelerate, which is not here
+                pipeline = DDPMPipeline.from_pretrained(folder, use_safetensors=safe, low_cpu_mem_usage=False)
+    except Invalid:
+        raise
     except (OSError, ValueError) as e:
         said = f'"{name}" is no diffusion model here: give a folder that diffusers wrote, or a name on its hub.'
         raise Missing(said) from e

@@ -5,7 +5,7 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from faceadv.store.paths import cache_root, nearest, replacing
 
 __all__ = [
     *("check", "check_one", "checked", "enter", "fetch", "fetched", "find", "half", "layout", "listing"),
-    *("load_safetensors", "names", "read_state", "ship", "shipped"),
+    *("load_safetensors", "names", "read_state", "remembered", "ship", "shipped"),
 ]
 
 SHIPPED = Path(__file__).parents[1] / "models"
@@ -137,11 +137,21 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
     path = Path(path)
     if not path.is_file():
         raise Missing(f"There is no file {path}: `faceadv weights list` shows which weights are here.")
-    _compare({path: _known(path)}, FETCHED)
-    state = _read_torch(path)
-    with contextlib.suppress(OSError):  # somebody else's folder, or a read-only disk: every use is the first
-        _remember(path)
-    return state
+    with remembered([path]):
+        return _read_torch(path)
+
+
+@contextlib.contextmanager
+def remembered(paths: Iterable[Path]) -> Iterator[None]:
+    """A context that reads files of others, whose SHA-256 is known from the first time that it ended without an error.
+
+    Raises ``Invalid``, before the files are read, if one is not what it was.
+    """
+    _compare({path: _known(path) for path in paths}, FETCHED)
+    yield
+    for path in paths:
+        with contextlib.suppress(OSError):  # somebody else's folder, or a read-only disk: every use is the first
+            _remember(path)
 
 
 def _note(path):

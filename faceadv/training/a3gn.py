@@ -9,7 +9,7 @@ from torchvision.utils import make_grid
 
 from faceadv import faces, pairs, recognisers
 from faceadv.networks.a3gn import A3GN, Discriminator
-from faceadv.precision import autocast
+from faceadv.precision import autocast, send
 from faceadv.recognisers import Recogniser
 from faceadv.store import weights
 from faceadv.training import loop
@@ -114,7 +114,7 @@ def train(
 
     def step(number, draw):
         chosen = pairs.triples(data.labels, settings["batch"], draw)
-        x, y, o = (torch.from_numpy(chips[rows.numpy()]).to(device).float().div_(255) for rows in chosen)
+        x, y, o = (send(chips[rows.numpy()], device).float().div_(255) for rows in chosen)
         wanted = embeddings[chosen[1]].to(device)
         with autocast(device):
             code = generator.code(wanted, draw)

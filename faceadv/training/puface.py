@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from faceadv import cloaks, recognisers
 from faceadv.networks.puface import PuFace
-from faceadv.precision import autocast
+from faceadv.precision import autocast, send
 from faceadv.recognisers import Recogniser
 from faceadv.store import weights
 from faceadv.training import loop
@@ -131,7 +131,7 @@ def train(
 
     def step(number, draw):
         chosen = torch.randint(len(natural), (batch,), generator=draw)
-        x, c = (torch.from_numpy(a[chosen.numpy()]).to(device).float().div_(255) for a in (natural, cloaked))
+        x, c = (send(a[chosen.numpy()], device).float().div_(255) for a in (natural, cloaked))
         factor = kappa[0] + (kappa[1] - kappa[0]) * torch.rand(batch, generator=draw)
         factor = torch.where(torch.rand(batch, generator=draw) < NATURAL, torch.zeros(batch), factor)
         flip = torch.rand(batch, generator=draw) < 0.5

@@ -12,7 +12,7 @@ from faceadv import attacks, faces, recognisers
 from faceadv.errors import Invalid
 from faceadv.networks.resgn import ResGN
 from faceadv.networks.vgg_face import VGGFace
-from faceadv.precision import autocast
+from faceadv.precision import autocast, send
 from faceadv.recognisers import Recogniser
 from faceadv.store import weights
 from faceadv.store.paths import nearest
@@ -225,7 +225,7 @@ def train(
 
     def step(number, draw):
         chosen = torch.randint(len(chips), (settings["batch"],), generator=draw)
-        legitimate = torch.from_numpy(chips[chosen.numpy()]).to(device).float().div_(255)
+        legitimate = send(chips[chosen.numpy()], device).float().div_(255)
         attacked = adversarial(legitimate, data.labels, embeddings, chosen, recogniser, draw, number >= first)
         return {key: loss for name in losses for key, loss in one(name, number, attacked, legitimate).items()}
 
