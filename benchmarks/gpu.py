@@ -1,4 +1,4 @@
-"""What this package does on a GPU, in eight minutes: python benchmarks/gpu.py
+"""What this package does on a GPU, for about eight minutes: python benchmarks/gpu.py
 
 Runs the tests of devices on CUDA, each notebook in profile smoke, PGD beside a plain loop and torchattacks, DDNM at 64
 and 256 pixels, and some steps of each training; prints what it finds and writes results/gpu.json. A part whose packages

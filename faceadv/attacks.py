@@ -242,14 +242,14 @@ def _descend_batch(original, objective, step, steps, start, keep_best, stop_earl
     x, memory = start.clone(), torch.zeros_like(original)
     result, lowest = x.clone(), torch.full((len(x),), float("inf"), device=x.device)
     active = torch.arange(len(x), device=x.device)  # where in the batch the images still under attack are
-    # where there is no slope; on a GPU it is looked at once, at the end
-    flat = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    # where a gradient was not finite; a GPU would be waited for, so there it is looked at once, at the end
+    broken, waits = torch.zeros(len(x), dtype=torch.bool, device=x.device), x.device.type != "cpu"
     for number in range(steps):
-        with believed(number > 0):
+        with believed(waits and number > 0):
             g, loss, reached = _gradient(objective, x, rows[active])
-        flat[active] = flat[active] | ~g.flatten(1).sum(1).isfinite()
-        if x.device.type == "cpu":
-            _refuse(flat)
+        broken[active] = broken[active] | ~g.flatten(1).sum(1).isfinite()
+        if not waits:
+            _refuse(broken)
         if keep_best:
             _keep(result, lowest, active, loss, x)
         if stop_early and reached.any():
@@ -263,12 +263,12 @@ def _descend_batch(original, objective, step, steps, start, keep_best, stop_earl
                 break
         x, memory = step(x, g, original[active], memory)
     if keep_best and len(active):
-        with torch.no_grad(), believed():
+        with torch.no_grad(), believed(waits):
             loss, _ = objective(x, rows[active])
         _keep(result, lowest, active, loss.float(), x)
     elif len(active):
         result[active] = x
-    _refuse(flat)
+    _refuse(broken)
     return result
 
 
@@ -279,10 +279,11 @@ def _keep(result, lowest, active, loss, x):
     result[active] = torch.where(better[:, None, None, None], x, result[active])
 
 
-def _refuse(flat):
-    if flat.any():
-        bad = int(flat.sum())
-        raise Failed(f"The gradient of {bad} of {len(flat)} images is not finite: the loss has no slope there.")
+def _refuse(broken):
+    if broken.any():
+        raise Failed(
+            f"The gradient of {int(broken.sum())} of {len(broken)} images is not finite: the loss has no slope there."
+        )
 
 
 def _gradient(objective, x, rows):

@@ -21,7 +21,8 @@ _believed = contextvars.ContextVar("believed", default=False)
 def believed(values: bool = True) -> Iterator[None]:
     """A context in which checks do not look at the values of tensors, which a GPU would be waited for.
 
-    Attacks use it from their second step on: the first one has checked everything, and each iterate lies in [0, 1].
+    Attacks on a GPU use it from their second step on: the first step has checked everything, and each iterate lies in
+    [0, 1]. On the CPU, where nothing is gained, every step is checked.
     """
     mark = _believed.set(values)
     try:

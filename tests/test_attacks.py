@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from faceadv import adaptive, attacks, cloaks, errors, metrics, objectives, precision, recognisers
+from faceadv.images import check_images
 
 EPS = 8 / 255
 ATTACKS = {
@@ -583,3 +584,20 @@ def test_fast_or_not_is_the_same_attack(fast, orl, classifier):
     objective = objectives.targeted(classifier, wanted, fast=fast)
     y = attacks.ifgsm(x, objective, eps=EPS, steps=5)
     assert (classifier(y).argmax(1) == wanted).all()
+
+
+def test_every_step_on_a_cpu_is_checked():
+    """A purifier of one's own that leaves the range late, when an attack that believed its first step would not see."""
+    calls = []
+
+    def leaving(images):
+        calls.append(1)
+        return images * (2 if len(calls) > 2 else 1)
+
+    def brightness(images, rows, exact=False):
+        check_images(images)
+        return -images.sum((1, 2, 3)), torch.zeros(len(images), dtype=torch.bool)
+
+    with pytest.raises(errors.Invalid, match=r"must lie in \[0, 1\]"):
+        attacks.pgd(torch.rand(2, 3, 8, 8), adaptive.through(leaving, brightness), eps=0.1, steps=4)
+    assert len(calls) == 3
