@@ -141,13 +141,14 @@ def read(path: str | Path) -> dict:
     return record
 
 
-def differences(a: Mapping | str | Path, b: Mapping | str | Path, rtol: float = 0) -> list[str]:
+def differences(a: Mapping | str | Path, b: Mapping | str | Path, rtol: float = 0, atol: float = 0) -> list[str]:
     """The differences between the numbers of two records: one line for each, none if they are the same.
 
     Parameters
     ----------
     a, b : records or their files, with the errors of ``read``
     rtol : the share by which values and intervals may differ
+    atol : the difference that they may have in any case; two distances of 0, say, differ by rounding
     """
     a, b = (
         {entry["name"]: entry for entry in (record if isinstance(record, dict) else read(record))["numbers"]}
@@ -158,7 +159,7 @@ def differences(a: Mapping | str | Path, b: Mapping | str | Path, rtol: float = 
         for key in sorted(a[name].keys() | b[name].keys()):
             x, y = a[name].get(key), b[name].get(key)
             measured = key in ("value", "low", "high") and None not in (x, y)
-            if x != y and not (measured and math.isclose(x, y, rel_tol=rtol)):
+            if x != y and not (measured and math.isclose(x, y, rel_tol=rtol, abs_tol=atol)):
                 found.append(f"{key} of {name}: {x!r} and {y!r}")
     return sorted(found)
 

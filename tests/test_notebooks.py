@@ -42,21 +42,20 @@ def test_runs_silently_and_replays_on_a_gpu_to_the_same_numbers(path, tmp_path, 
     place.unlink()
     shutil.rmtree(place.with_suffix(""), ignore_errors=True)  # the benchmark would find its cells finished
     # nbval runs the copy again and compares the cells tagged nbval-check-output
-    replay = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "ignore", "--rootdir", str(tmp_path)),
-            *("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=600", str(result.path)),
-        ],
-        env=os.environ | run.KERNEL_ENVIRONMENT | {"FACEADV_DEVICE": "emulated"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [
+        *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "ignore", "--rootdir", str(tmp_path)),
+        *("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=600", str(result.path)),
+    ]
+    env = os.environ | run.KERNEL_ENVIRONMENT | {"FACEADV_DEVICE": "emulated"}
+    for _ in range(3):
+        replay = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        if "Kernel didn't respond" not in replay.stdout:  # as in run._execute
+            break
     assert replay.returncode == 0, replay.stdout[-3000:]
     assert any("nbval-check-output" in cell.metadata.get("tags", []) for cell in notebook.cells)
     second = records.read(place)
     assert second["run"]["device"] == "emulated"
-    assert records.differences(first, second, rtol=TOLERANCE.get(path.stem, 0.01)) == []
+    assert records.differences(first, second, rtol=TOLERANCE.get(path.stem, 0.01), atol=1e-5) == []
 
 
 def test_the_same_profile_gives_the_same_numbers_bit_for_bit(tmp_path):

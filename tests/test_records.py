@@ -75,6 +75,8 @@ def test_differences_are_of_numbers(tmp_path):
     assert records.differences(a, tmp_path / "a.json") == []
     assert records.differences(a, b, rtol=0.002) == []
     assert records.differences(a, b) == ["value of success: 0.931235 and 0.9322"]
+    assert records.differences(a, b, atol=0.002) == []
+    assert records.differences(a, b, atol=0.0009) != []
     assert records.differences(a, {"numbers": a["numbers"][:2]}) == ["not measured is in one record only"]
     assert records.differences(a, {"numbers": [*a["numbers"][:2], number("not measured", 1)]}, rtol=1) == [
         "paper of not measured: 'about 95' and None",

@@ -347,6 +347,26 @@ def test_the_kernel_is_this_interpreter_whatever_is_installed(tmp_path):
     assert peak == [0]
 
 
+def test_a_kernel_that_did_not_start_is_started_again(course, tmp_path, monkeypatch):
+    left, real = ["Kernel didn't respond in 60 seconds", "Kernel died before replying to kernel_info"], run.papermill
+
+    class Papermill:
+        PapermillExecutionError = real.PapermillExecutionError
+
+        @staticmethod
+        def execute_notebook(*args, **kwargs):
+            if left:
+                raise RuntimeError(left.pop())
+            real.execute_notebook(*args, **kwargs)
+
+    monkeypatch.setattr(run, "papermill", Papermill)
+    course("00_a", WORKING)
+    assert [result.status for result in run.run(["00"], out=tmp_path / "build")] == ["ran"]
+    left += ["Kernel didn't respond in 60 seconds"] * 3
+    (result,) = run.run(["00"], out=tmp_path / "build", fresh=True)
+    assert (result.status, result.error) == ("failed", "RuntimeError: Kernel didn't respond in 60 seconds")
+
+
 # as records.write does, whose import takes longer than all the rest
 RECORDING = """import json, pathlib
 made = {"name": "twice the steps", "value": 2 * steps, "low": steps, "high": 3 * steps, "n": None, "unit": "steps"}

@@ -280,7 +280,13 @@ def _execute(copy, values, folder, manager, bar):
     place = re.sub(r"[{}]", r"\g<0>\g<0>", str(copy))  # papermill formats paths
     kernel = {"kernel_name": "python3", "kernel_manager_class": manager, "cwd": str(folder)}
     try:
-        papermill.execute_notebook(place, place, values, progress_bar=bar, record_timing=False, **kernel)
+        for left in reversed(range(3)):
+            try:
+                papermill.execute_notebook(place, place, values, progress_bar=bar, record_timing=False, **kernel)
+                break
+            except RuntimeError as e:  # jupyter_client: before the first cell
+                if not (left and re.match("Kernel (didn't respond|died before replying)", str(e))):
+                    raise  # otherwise another program took a port that was free a moment ago: nothing has run yet
     except papermill.PapermillExecutionError as e:
         return e.exec_count, _one_line(f"{e.ename}: {e.evalue}")
     except KeyboardInterrupt:
