@@ -186,6 +186,9 @@ def test_classifiers_and_trackers(orl, device):
     scores = classifiers.logits(model_b, x)
     assert (scores.argmax(1) == y).float().mean() > 0.9
     targets = classifiers.targets(scores, y, "second")
+    for rule in ("random", "second", "farthest"):
+        chosen = classifiers.targets(scores.to(device), y.to(device), rule)
+        assert torch.equal(chosen.cpu(), classifiers.targets(scores, y, rule))
     for goal, labels in ((objectives.targeted, targets), (objectives.untargeted, y)):
         made = attacks.pgd(x[:4], goal(model_b, labels[:4], fast=False), eps=8 / 255, steps=2)
         assert made.device == device
@@ -283,6 +286,33 @@ def test_cells_of_the_benchmark(attack, defence, goal, way, device, small_prior,
     np.testing.assert_allclose(rows[0]["distance"], rows[1]["distance"], atol=0.05)
     versions = {cell.version(one, cell.Settings(**settings, device=str(where))) for where in ("cpu", device)}
     assert len(versions) == 2
+
+
+def test_distances_of_embeddings_from_two_devices(chips, device):
+    recogniser = pair(device)[1]
+    a, b = recognisers.embed_all(recogniser, chips[0]), recognisers.embed_all(recogniser, chips[1])
+    there = recogniser.distance(a.to(device), b)
+    assert there.device == device
+    torch.testing.assert_close(there.cpu(), recogniser.distance(a, b.to(device)))
+
+
+def test_photos_to_train_resgn_on_of_people_who_have_no_other(chips, device):
+    x, labels = chips[0].to(device), torch.arange(8)  # whoever dodges has only the own mirror image
+    recogniser = pair(device)[1]
+    known, draw = recognisers.embed_all(recogniser, x), torch.Generator().manual_seed(0)
+    made = train_resgn.adversarial(x, labels, known, torch.arange(8), recogniser, draw)
+    assert made.device == device
+    assert 1 / 255 < (made - x).abs().max().item() <= 10.01 / 255
+
+
+def test_photos_to_train_puface_on(orl, device, monkeypatch):
+    monkeypatch.setattr("faceadv.faces.load", lambda name, root=None: orl)
+    monkeypatch.setattr("faceadv.pairs.lfw_people", lambda faces, which: faces.names[:10])
+    few = {"photos": 3, "cloak_steps": 1}
+    monkeypatch.setitem(train_puface.SETTINGS, "smoke", train_puface.SETTINGS["smoke"] | few)
+    natural, cloaked, extractors = train_puface.photos("smoke", device=device)
+    assert (natural != cloaked).any()
+    assert all(recognisers.device_of(extractor) == device for extractor in extractors)
 
 
 def test_deidentify(orl, device):

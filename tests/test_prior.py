@@ -65,21 +65,26 @@ print(unet.config.sample_size, len(schedule.alphas_cumprod), unet(torch.zeros(1,
 """
 
 
-@pytest.fixture
-def of_2022(tmp_path):
-    """A small model as google/ddpm-celebahq-256 lies on the hub: everything at the root, the weights pickled."""
-    torch.manual_seed(0)
-    unet, schedule = prior.build(16, (16, 32)), DDPMScheduler()
-    DDPMPipeline(unet, schedule).save_pretrained(tmp_path / "new", safe_serialization=False)
-    home = tmp_path / "hub" / "models--google--ddpm-celebahq-256"
-    old = home / "snapshots" / ("0" * 40)
+def as_of_2022(pipeline, hub):
+    """Write a model into the hub's cache as google/ddpm-celebahq-256 lies there: all at its root, pickled weights."""
+    home = hub / "models--google--ddpm-celebahq-256"
+    old, new = home / "snapshots" / ("0" * 40), hub / "new"
+    pipeline.save_pretrained(new, safe_serialization=False)
     old.mkdir(parents=True)
     (home / "refs").mkdir()
     (home / "refs" / "main").write_text("0" * 40)
     for file in ("model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.bin",
                  "scheduler/scheduler_config.json"):  # fmt: skip
-        shutil.copy(tmp_path / "new" / file, old)
-    return old, unet.eval()
+        shutil.copy(new / file, old)
+    return old
+
+
+@pytest.fixture
+def of_2022(tmp_path):
+    """The folder of a small one, and its UNet."""
+    torch.manual_seed(0)
+    unet = prior.build(16, (16, 32))
+    return as_of_2022(DDPMPipeline(unet, DDPMScheduler()), tmp_path / "hub"), unet.eval()
 
 
 def test_a_model_in_the_layout_of_2022_is_loaded_and_remembered(of_2022):

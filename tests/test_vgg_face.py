@@ -34,8 +34,7 @@ def server(monkeypatch):
         yield running
 
 
-@pytest.fixture(scope="module")
-def network():
+def vgg():
     """VGG-16 with few channels: ``(layers up to fc7, the state dict as published)``."""
     torch.manual_seed(0)
     layers, state, inputs = [], {}, 3
@@ -54,6 +53,11 @@ def network():
         if name != "fc8":
             layers += [linear, nn.ReLU(), nn.Dropout()]
     return nn.Sequential(*layers).eval().requires_grad_(False), state
+
+
+@pytest.fixture(scope="module")
+def network():
+    return vgg()
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ import torch
 from facenet_pytorch import InceptionResnetV1
 from test_datasets import PAGE, cut_short, left, send, serve
 
-from faceadv.errors import Missing
+from faceadv.errors import Failed, Missing
 from faceadv.store import weights
 
-FETCHED = ("facenet-vggface2", "facenet-casia", "vgg-face", "alexnet")
+FETCHED = ("facenet-vggface2", "facenet-casia", "vgg-face", "alexnet", "ddpm-celebahq-256")
 CASIA, VGGFACE2 = "20180408-102900-casia-webface.pt", "20180402-114759-vggface2.pt"
 
 
@@ -431,3 +431,42 @@ def test_what_is_no_fault_of_the_file_is_not_called_one(tmp_path, monkeypatch, e
     monkeypatch.setattr(torch, "load", fail)
     with pytest.raises(error):
         weights.read_state(path)
+
+
+def test_needed_weights_that_are_missing_are_told_in_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setenv("FACEADV_CACHE", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "torch" / "hub"))
+    weights.need("dlib", "resgn", "shipped", "recogniser", "a/folder")  # they ship, or are no names of weights
+    with pytest.raises(Missing) as caught:
+        weights.need("facenet-casia", "dlib", "vgg-face", "vgg-face")
+    said = str(caught.value)
+    assert said.count("faceadv weights fetch") == 2
+    assert "`faceadv weights fetch facenet-casia` and `faceadv weights fetch vgg-face`" in said
+    assert "\n" not in said
+
+
+HUB = "ddpm-celebahq-256"
+
+
+def test_a_model_of_the_hub_is_listed_fetched_and_remembered(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert HUB in weights.names()
+    with pytest.raises(Missing, match=f"faceadv weights fetch {HUB}"):
+        weights.find(HUB)
+    with pytest.raises(Failed, match="try again with a network"):
+        weights.fetch(HUB)
+    folder = tmp_path / "models--google--ddpm-celebahq-256"
+    file = folder / "snapshots" / ("0" * 40) / "diffusion_pytorch_model.bin"
+
+    def download(name):
+        file.parent.mkdir(parents=True)
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text("0" * 40)
+        file.write_bytes(b"weights")
+
+    monkeypatch.setattr("diffusers.DDPMPipeline.download", download)
+    assert weights.fetch(HUB) == weights.find(HUB) == file
+    assert weights.check_one(HUB) == (True, f"{HUB}: SHA-256 as first fetched (no published one is known)")
+    file.write_bytes(b"others")
+    assert not weights.check_one(HUB)[0]

@@ -29,5 +29,16 @@ class FaceNet(nn.Module):
         self.net = common.filled(InceptionResnetV1(pretrained=None), state, said)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = F.interpolate(images, (160, 160), mode="bilinear", align_corners=False)
-        return self.net((x * 255 - 127.5) / 128)
+        return self.embedding(self.maps(images))
+
+    def embedding(self, maps: torch.Tensor) -> torch.Tensor:
+        """(N, 512) of unit length from the last block's maps: their mean, through the last layer."""
+        return F.normalize(self.net.last_bn(self.net.last_linear(maps.mean((2, 3)))))
+
+    def maps(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 1792, 3, 3): what the last block puts out. ``images`` as for ``forward``."""
+        x = (F.interpolate(images, (160, 160), mode="bilinear", align_corners=False) * 255 - 127.5) / 128
+        for name, layer in self.net.named_children():
+            x = layer(x)
+            if name == "block8":
+                return x

@@ -49,13 +49,14 @@ def prediction(schedule: SchedulerMixin | None) -> str:
 
 
 def load(name: str | Path = "shipped") -> tuple[UNet2DModel, SchedulerMixin]:
-    """A diffusion prior: ``(unet, schedule)`` of "shipped", a folder, or a name on the Hugging Face hub.
+    """A diffusion prior, ``(unet, schedule)``: "shipped", one to fetch, a folder, or a name on the Hugging Face hub.
 
     It may be any model of square RGB images without classes that diffusers' ``DDPMPipeline.from_pretrained`` loads. It
     comes frozen and in float32. Raises ``Missing`` if there is none, ``Invalid`` for a model of another kind.
     """
     if name == "shipped":
         name = weights.checked("prior")
+    name = weights.DOWNLOADS.get(name, {}).get("hub", name)
     logging.disable_progress_bar()  # it would flash up, in the notebooks too
     try:
         with torch.random.fork_rng(devices=[]):  # as in ``common.shipped``

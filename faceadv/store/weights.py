@@ -18,7 +18,7 @@ from faceadv.store.paths import cache_root, nearest, replacing
 
 __all__ = [
     *("check", "check_one", "checked", "enter", "fetch", "fetched", "find", "half", "layout", "listing"),
-    *("load_safetensors", "names", "read_state", "remembered", "ship", "shipped"),
+    *("load_safetensors", "names", "need", "read_state", "remembered", "ship", "shipped"),
 ]
 
 SHIPPED = Path(__file__).parents[1] / "models"
@@ -73,6 +73,8 @@ def find(name: str) -> Path:
 
 def _files(name):
     """The SHA-256 of each file by its path; None if only its first use can tell. Errors as for ``find``."""
+    if "hub" in DOWNLOADS.get(name, {}):
+        return {file: _known(file) for file in _hub_files(name)}
     if name in DOWNLOADS:
         file, ours, hub = DOWNLOADS[name]["file"], cache_root() / "weights", Path(torch.hub.get_dir())
         # the other two are where torch and facenet-pytorch themselves keep downloads
@@ -94,6 +96,33 @@ def _files(name):
     return {place / file: digest for file, digest in sums.items()}
 
 
+def _hub_files(name):
+    """The files of weights that the cache of the Hugging Face hub has of a model. Raises ``Missing`` without any."""
+    from huggingface_hub import snapshot_download  # takes half a second
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    found = []
+    with contextlib.suppress(LocalEntryNotFoundError):
+        folder = Path(snapshot_download(DOWNLOADS[name]["hub"], local_files_only=True))
+        found = sorted(file for ending in ("bin", "safetensors") for file in folder.rglob(f"*.{ending}"))
+    if not found:
+        raise Missing(f"The weights of {name} are missing: run `faceadv weights fetch {name}` with a network.")
+    return found
+
+
+def need(*names: str) -> None:
+    """Raise ``Missing``, with the command, if one of these is to be fetched and is not here. Other names pass."""
+    missing = []
+    for name in dict.fromkeys(names):
+        with contextlib.suppress(Missing):
+            if name not in DOWNLOADS or find(name):
+                continue
+        missing.append(name)
+    if missing:
+        commands = " and ".join(f"`faceadv weights fetch {name}`" for name in missing)
+        raise Missing(f"This needs weights that are not here: run {commands} with a network.")
+
+
 def fetch(name: str, release: str | None = None) -> Path:
     """Download weights and return their path; those that are there already are left alone.
 
@@ -108,6 +137,8 @@ def fetch(name: str, release: str | None = None) -> Path:
         with contextlib.suppress(Missing):
             return find(name)
         row = DOWNLOADS[name]
+        if "hub" in row:
+            return _fetch_from_hub(name)
         path = cache_root() / "weights" / row["file"]
         _note(path).unlink(missing_ok=True)  # it is of a file that was deleted
         digest = PUBLISHED.get(path.name)
@@ -119,6 +150,18 @@ def fetch(name: str, release: str | None = None) -> Path:
         download((release or row["host"]) + path.name, path, digest, accept)
         _remember(path)
         return path
+
+
+def _fetch_from_hub(name):
+    """As ``networks.prior.load`` will ask for it. Raises ``Failed`` if that fails."""
+    from diffusers import DDPMPipeline  # takes seconds
+
+    try:
+        DDPMPipeline.download(DOWNLOADS[name]["hub"])
+    except (OSError, ValueError) as e:
+        raise Failed(f"{name} could not be fetched from the Hugging Face hub: try again with a network.") from e
+    with remembered(_hub_files(name)):
+        return find(name)
 
 
 def layout(state: Mapping[str, torch.Tensor]) -> str:

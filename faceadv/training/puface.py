@@ -135,7 +135,7 @@ def train(
         factor = kappa[0] + (kappa[1] - kappa[0]) * torch.rand(batch, generator=draw)
         factor = torch.where(torch.rand(batch, generator=draw) < NATURAL, torch.zeros(batch), factor)
         flip = torch.rand(batch, generator=draw) < 0.5
-        amplified = amplify(x, c, factor.to(device))
+        amplified = amplify(x, c, factor)
         x, amplified = (torch.where(flip.to(device)[:, None, None, None], a.flip(3), a) for a in (x, amplified))
         with autocast(device):
             value = terms(network(amplified), x, extractors)
