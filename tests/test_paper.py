@@ -169,7 +169,8 @@ def fetched(stem):
     return sorted({name for name in named if name in weights.DOWNLOADS})
 
 
-NEEDED = [(path.stem, name) for path in run.select("all") for name in fetched(path.stem)]
+# the benchmark is left out: it goes on with the recognisers that are here, and says so
+NEEDED = [(path.stem, name) for path in run.select("all")[:-1] for name in fetched(path.stem)]
 
 
 @pytest.mark.parametrize(("stem", "name"), NEEDED)
