@@ -116,8 +116,9 @@ def embed_all(recogniser: Recogniser, images: torch.Tensor | np.ndarray | FaceSe
 
 
 def embed_faces(recogniser: Recogniser, faces: FaceSet) -> torch.Tensor:
-    """``embed_all`` of a FaceSet, kept in the cache by a hash of the chips and of the network's weights."""
-    where = device_of(recogniser).type
+    """``embed_all`` of a FaceSet, kept in the cache by a hash of the chips, the network's weights, and where it computes."""
+    device = device_of(recogniser).type
+    where = f"{device}, {torch.get_num_threads()} threads" if device == "cpu" else device  # sums round otherwise
     key = cache.key(cache.versions(), where, recogniser.unit, fingerprint(recogniser), faces.chips)
     made = cache.array("embeddings", recogniser.name, key, lambda: embed_all(recogniser, faces.chips).numpy())
     return torch.from_numpy(made)

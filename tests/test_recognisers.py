@@ -277,6 +277,20 @@ def test_embed_faces_keeps_what_it_computed(orl, cache):
     torch.testing.assert_close(recognisers.embed_faces(unit, faces), F.normalize(first))
 
 
+def test_embeddings_of_other_threads_are_not_taken_from_the_cache(orl, cache):
+    """Before: tests on one thread filled the cache, and notebook 05 on two had other numbers than with an empty one."""
+    toy, faces = recognisers.Recogniser("toy", Toy(), 0.5), SimpleNamespace(chips=(orl * 255).byte().numpy())
+    before, seen = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 1):
+            torch.set_num_threads(count)
+            recognisers.embed_faces(toy, faces)
+            seen.append(len(toy.network._batches))
+    finally:
+        torch.set_num_threads(before)
+    assert 0 < seen[0] < seen[1] == seen[2]
+
+
 def test_the_fingerprint_follows_the_weights(orl, cache):
     toy, faces = recognisers.Recogniser("toy", Toy(), 0.5), SimpleNamespace(chips=(orl * 255).byte().numpy())
     before, embeddings = recognisers.fingerprint(toy), recognisers.embed_faces(toy, faces)
