@@ -116,7 +116,7 @@ def embed_all(recogniser: Recogniser, images: torch.Tensor | np.ndarray | FaceSe
 
 
 def embed_faces(recogniser: Recogniser, faces: FaceSet) -> torch.Tensor:
-    """``embed_all`` of a FaceSet, kept in the cache by a hash of the chips, the network's weights, and where it computes."""
+    """``embed_all`` of a FaceSet, kept in the cache by a hash of chips, weights and where it is computed."""
     device = device_of(recogniser).type
     where = f"{device}, {torch.get_num_threads()} threads" if device == "cpu" else device  # sums round otherwise
     key = cache.key(cache.versions(), where, recogniser.unit, fingerprint(recogniser), faces.chips)
