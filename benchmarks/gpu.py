@@ -16,13 +16,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+import yaml
 
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))  # a bare machine has no installation of it
+PATH = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])  # of the processes started here
 BUDGET = 480  # seconds
+BESIDE = 4  # notebooks at a time
 PARTS = ("PGD", "DDNM", "training", "notebooks", "tests")
 
 
@@ -191,14 +195,16 @@ def training(device, left, small):
 
 
 def notebooks(device, left, small):
-    """Seconds of each notebook in profile smoke: by papermill if it is here, else by executing its cells in a row."""
-    found = {}
-    with tempfile.TemporaryDirectory() as out:
-        for path in sorted((PROJECT / "notebooks").glob("0*.ipynb"))[: 1 if small else None]:
-            began = time.perf_counter()
-            found[path.stem] = attempt(execute, path, Path(out), device)
-            found[path.stem] = found[path.stem] or {"seconds": round(time.perf_counter() - began, 1)}
-    return found
+    """Seconds of each notebook in profile smoke: by papermill if it is here, else its cells are executed in a row."""
+    paths = sorted((PROJECT / "notebooks").glob("0*.ipynb"))[: 1 if small else None]
+
+    def one(path):
+        began = time.perf_counter()
+        problem = attempt(execute, path, Path(out), device)
+        return problem or {"seconds": round(time.perf_counter() - began, 1)}
+
+    with tempfile.TemporaryDirectory() as out, ThreadPoolExecutor(min(BESIDE, os.cpu_count())) as pool:
+        return dict(zip((path.stem for path in paths), pool.map(one, paths)))
 
 
 def execute(path, out, device):
@@ -208,11 +214,17 @@ def execute(path, out, device):
 
         (result,) = run.run([path.stem], "smoke", {"device": device}, out=out, fresh=True)
         return {"failed": result.error} if result.error else None
-    code = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
-    source = "\n\n".join("".join(cell["source"]) for cell in code)
-    script = f"import matplotlib; matplotlib.use('Agg'); display = print\n{source}"
+    cells = json.loads(path.read_text())["cells"]
+    profile = yaml.safe_load((path.parent / "profiles" / "smoke.yaml").read_text())
+    values = (profile.get("all") or {}) | (profile.get(path.stem) or {}) | {"device": device}
+    script = ["import matplotlib", "matplotlib.use('Agg')", "display = print"]
+    for cell in (cell for cell in cells if cell["cell_type"] == "code"):
+        script.append("".join(cell["source"]))
+        if "parameters" in cell["metadata"].get("tags", []):
+            script += [f"{name} = {value!r}" for name, value in values.items()]
+    script = "\n\n".join(script)
     options = {"cwd": path.parent, "capture_output": True, "text": True, "check": False}
-    done = subprocess.run([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": str(PROJECT)}, **options)
+    done = subprocess.run([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": PATH}, **options)
     return {"failed": done.stderr.strip().splitlines()[-1]} if done.returncode else None
 
 
@@ -222,12 +234,12 @@ def tests(device, left, small):
 
     picked = ["-k", "numbers_and_pictures"] if small else []
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_devices.py", *picked]
-    environment = os.environ | {"FACEADV_TEST_DEVICE": device, "FACEADV_DEVICE": "cpu"}
+    environment = os.environ | {"FACEADV_TEST_DEVICE": device, "FACEADV_DEVICE": "cpu", "PYTHONPATH": PATH}
     done = subprocess.run(
         command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False, timeout=left
     )
-    said = {"said": done.stdout.strip().splitlines()[-1]}
-    return said | ({"failed": done.stdout[-1500:]} if done.returncode else {})
+    said = {"said": (done.stdout.strip() or "nothing").splitlines()[-1]}
+    return said | ({"failed": (done.stdout + done.stderr)[-1500:]} if done.returncode else {})
 
 
 if __name__ == "__main__":

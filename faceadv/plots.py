@@ -7,13 +7,11 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 
-import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
-from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -155,6 +153,11 @@ def slider(images: Sequence[torch.Tensor], labels: Sequence[str], description: s
     description : the text before the slider
     still : the figure; it is closed, so that it is not shown twice
     """
+    try:
+        import ipywidgets
+        from IPython.display import display
+    except ImportError:  # a bare machine with a GPU, where cells are run without Jupyter
+        return
     frames = [to_pil(image.float().clamp(0, 1))._repr_png_() for image in images]
     picture = ipywidgets.Image(value=frames[0], format="png", width=280)
     control = ipywidgets.SelectionSlider(options=list(zip(labels, range(len(frames)))), description=description)
