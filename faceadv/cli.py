@@ -137,7 +137,7 @@ def _grade(chosen, course):
 
 
 def _deidentify(source, target, model):
-    deidentify, unseen = _load("deidentify"), "mobile" if model != "mobile" else "dlib"
+    deidentify, unseen = _load("deidentify"), "mobilenet-vggface2" if model != "mobilenet-vggface2" else "dlib"
     rows = deidentify.folder(source, target, model, unseen)
     faces = [row for row in rows if "face" in row]
     for row in rows:

@@ -36,7 +36,12 @@ COLUMNS = ["photo", "face", "state", "before", "after", "protected", "unseen bef
 
 
 def folder(
-    source: str | Path, target: str | Path, model: str = "dlib", unseen: str = "mobile", device: str = "auto", **budget
+    source: str | Path,
+    target: str | Path,
+    model: str = "dlib",
+    unseen: str = "mobilenet-vggface2",
+    device: str = "auto",
+    **budget,
 ) -> list[dict]:
     """De-identify every photo below ``source`` into the same place below ``target``; returns the report's rows.
 

@@ -12,14 +12,14 @@ from faceadv import precision as devices
 from faceadv.errors import Invalid
 from faceadv.faces import FaceSet
 from faceadv.images import check_images
-from faceadv.networks import dlib, facenet, mobile
+from faceadv.networks import dlib, facenet, mobile, mobilefacenet, mobilenet
 from faceadv.precision import autocast
 from faceadv.store import cache, progress, weights
 from faceadv.store.paths import nearest
 
 __all__ = ["NAMES", "PRECISIONS", "Recogniser", "device_of", "embed_all", "embed_faces", "fingerprint", "load"]
 
-NAMES = ("dlib", "mobile", "facenet-vggface2", "facenet-casia")
+NAMES = ("dlib", "mobilefacenet", "mobilenet-vggface2", "mobile", "facenet-vggface2", "facenet-casia")
 PRECISIONS = ("auto", "float32")
 MANY = 2000  # images from which on a progress bar is shown
 
@@ -71,7 +71,7 @@ class Recogniser(nn.Module):
 
 
 def load(name: str, device: str | torch.device = "cpu", precision: str = "auto") -> Recogniser:
-    """Load a recogniser: "dlib" and "mobile" ship with the packages, "facenet-…" must be fetched first.
+    """Load a recogniser: "facenet-…" must be fetched first, the others ship with the packages.
 
     Parameters
     ----------
@@ -87,6 +87,12 @@ def load(name: str, device: str | torch.device = "cpu", precision: str = "auto")
     device = devices.device(device)
     if name == "dlib":
         network, threshold, unit = dlib.load(), 0.6, False  # the author's threshold
+    # the next two thresholds accept 0.1 % of the 45 million pairs of different people among LFW's training people
+    # (``training.loop.students``), not ORL's or View 1's test people; View 2 has some of them, but chooses its own
+    elif name == "mobilefacenet":
+        network, threshold, unit = mobilefacenet.load(), 0.964, True
+    elif name == "mobilenet-vggface2":
+        network, threshold, unit = mobilenet.load(), 0.855, True
     elif name == "mobile":
         (network, threshold), unit = mobile.load(), True
     elif name in NAMES:

@@ -68,7 +68,7 @@ def test_fawkes_targeted_goes_where_it_should(orl, chips, dlib):
 
 
 def test_lowkey(chips, dlib):
-    mobile = recognisers.load("mobile")
+    mobile = recognisers.load("mobilefacenet")
     cloaked = cloaks.lowkey(chips, [dlib, mobile], steps=12)
     assert cloaked.min() >= 0
     assert cloaked.max() <= 1

@@ -120,7 +120,7 @@ def test_the_written_file_is_somebody_else(name, done, dlib):
 def test_what_is_reported_is_in_the_file(done, dlib):
     """Each number of the report, computed again from the two files."""
     source, target, rows, _ = done
-    mobile = recognisers.load("mobile")
+    judge = recognisers.load("mobilenet-vggface2")
     for name in ("a.png", "b.JPG"):
         photo, written = align.read_photo(source / name), align.read_photo(target / name)
         ((points,), (found,)) = align.find_every_face([photo]), align.find_every_face([written])
@@ -128,7 +128,7 @@ def test_what_is_reported_is_in_the_file(done, dlib):
         clean, after = chip(photo, points), chip(written, found)
         (row,) = rows[name]
         with torch.no_grad():
-            for recogniser, key, unit in ((dlib, "", 1.0), (mobile, "unseen ", mobile.threshold)):
+            for recogniser, key, unit in ((dlib, "", 1.0), (judge, "unseen ", judge.threshold)):
                 mirrored = recogniser.embed(clean.flip(3))
                 for when, shown in (("before", clean), ("after", after)):
                     distance = recogniser.distance(recogniser.embed(shown), mirrored).item() / unit
@@ -287,8 +287,8 @@ def test_protected_from_another_recogniser(photos, tmp_path, capsys):
     """Not every face: the landmarks, found anew, may lie elsewhere. What is said is what the files show."""
     for i, photo in enumerate(photos):
         write(tmp_path / "in" / f"{i}.png", photo)
-    assert run(tmp_path / "in", tmp_path / "out", "--model", "mobile") == 0
-    told, mobile = capsys.readouterr().out, recognisers.load("mobile")
+    assert run(tmp_path / "in", tmp_path / "out", "--model", "mobilefacenet") == 0
+    told, mobile = capsys.readouterr().out, recognisers.load("mobilefacenet")
     with open(tmp_path / "out" / deidentify.REPORT, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     hidden = [float(row["after"]) >= mobile.threshold for row in rows]
@@ -297,8 +297,8 @@ def test_protected_from_another_recogniser(photos, tmp_path, capsys):
         assert row["protected"] == str(is_hidden)
         assert row["state"] == ("de-identified" if is_hidden else "changed, but still recognised")
         assert f"{row['photo']} face 1: {row['state']}, " in told
-    assert f"{sum(hidden)} of 4 faces are no longer recognised by mobile" in told
-    assert "by dlib, a recogniser that the protection did not use" in told
+    assert f"{sum(hidden)} of 4 faces are no longer recognised by mobilefacenet" in told
+    assert "by mobilenet-vggface2, a recogniser that the protection did not use" in told
     for i in range(4):
         assert recognised(tmp_path / "in" / f"{i}.png", tmp_path / "out" / f"{i}.png", mobile) > mobile.threshold / 2
 

@@ -8,10 +8,11 @@ import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, EDMEulerScheduler, UNet2DModel
 
 from faceadv import ddnm, errors
-from faceadv.networks import a3gn, common, mobile, prior, puface, resgn
+from faceadv.networks import a3gn, common, mobile, mobilefacenet, mobilenet, prior, puface, resgn
 from faceadv.store import weights
 
-LOAD = {"mobile": mobile.load, "resgn": resgn.load, "puface": puface.load, "a3gn": a3gn.load}
+LOAD = {"mobile": mobile.load, "mobilefacenet": mobilefacenet.load, "mobilenet-vggface2": mobilenet.load}
+LOAD |= {"resgn": resgn.load, "puface": puface.load, "a3gn": a3gn.load}
 COUNTERS = ("mobile", "resgn")  # these have batch norm, and ship without its counters
 
 
