@@ -24,6 +24,7 @@ import yaml
 
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))  # a bare machine has no installation of it
+MARKS = "<!-- gpu -->\n", "<!-- /gpu -->\n"  # around the table in the README
 PATH = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])  # of the processes started here
 BUDGET = 480  # seconds
 BESIDE = 8  # notebooks at a time
@@ -37,7 +38,14 @@ def main():
     parser.add_argument("--out", type=Path, default=PROJECT / "results" / "gpu.json")
     parser.add_argument("--small", action="store_true", help="a few seconds' worth of each part, to test this script")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS, help="these parts")
+    parser.add_argument("--table", action="store_true", help="write the README's table from the record as it is")
     options = parser.parse_args()
+    if options.table:
+        readme = PROJECT / "README.md"
+        before, _, rest = readme.read_text(encoding="utf-8").partition(MARKS[0])
+        text = before + MARKS[0] + table(json.loads(options.out.read_text())) + MARKS[1] + rest.partition(MARKS[1])[2]
+        readme.write_text(text, encoding="utf-8")
+        return False
     os.environ["FACEADV_DEVICE"], os.environ["FACEADV_QUIET"] = options.device, "1"
     started, found = time.perf_counter(), {}
     if options.out.exists():
@@ -66,6 +74,19 @@ def machine(device):
     if device.startswith("cuda"):
         facts |= {"name": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
     return facts
+
+
+def table(found):
+    """The record's rates as the README's table."""
+    rows = {f"PGD, 20 steps on 256 chips: {name}": row for name, row in found["PGD"].items()}
+    for name, row in found["DDNM"].items():
+        rate = {"images a second": round(row["images a minute"] / 60, 1)}
+        rows[f"two-stage restoration, 2 × 20 steps, {name}"] = row | rate
+    lines = [f"| on {found['machine']['name']} | images a second | MiB |", "|---|---|---|"]
+    lines += [f"| {name} | {row['images a second']:,} | {row['MiB']:,} |" for name, row in rows.items()]
+    steps = [f"{name} {row['steps a second']:g}" for name, row in found["training"].items()]
+    lines.append(f"| training, steps a second of 16 images | {', '.join(steps)} | |")
+    return "\n".join(lines) + "\n"
 
 
 def attempt(part, *arguments):

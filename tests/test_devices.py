@@ -1,5 +1,6 @@
 """Everything on a GPU that is not there (see emulated_gpu/emulated.py): the same numbers as on the CPU, no mixing."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -371,6 +372,15 @@ def test_the_benchmark_of_a_gpu_runs_and_leaves_out_what_is_missing(tmp_path):
     assert seen[0]["DDNM"]["64 pixels"]["images a minute"] > 0
     assert all(row["steps a second"] > 0 for row in seen[0]["training"].values())
     assert seen[1]["DDNM"] == {"left out": "no package diffusers"}
+
+
+def test_the_readme_shows_the_record_of_a_gpu():
+    root = Path(__file__).parents[1]
+    spec = importlib.util.spec_from_file_location("gpu", root / "benchmarks" / "gpu.py")
+    gpu = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(gpu)
+    record = json.loads((root / "results" / "gpu.json").read_text())
+    assert gpu.MARKS[0] + gpu.table(record) + gpu.MARKS[1] in (root / "README.md").read_text(encoding="utf-8")
 
 
 @only_emulated
