@@ -133,6 +133,8 @@ def record_pages():
     """A page for each record, and the benchmark's lines as the chart's data."""
     names, lines, costs = [], [], {}
     for path in sorted((PROJECT / "results").rglob("*.json")):
+        if path.name == "gpu.json":  # rates of one machine: the README has them, and no notebook
+            continue
         record = records.read(path)
         name = "_".join(path.relative_to(PROJECT / "results").with_suffix("").parts)
         run, data = record["run"], json.dumps(record["data"], ensure_ascii=False, indent=1)

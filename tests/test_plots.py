@@ -113,7 +113,7 @@ def test_a_signed_picture_is_grey_at_zero():
 @pytest.mark.parametrize("where", range(4), ids=["home", "away", "double", "bfloat16"])
 def test_a_slider_shows_its_images_and_falls_back_to_the_still(images, where, monkeypatch):
     sent = []
-    monkeypatch.setattr(plots, "display", lambda data, **options: sent.append((data, options)))
+    monkeypatch.setattr("IPython.display.display", lambda data, **options: sent.append((data, options)))
     still = plots.grid(images[:2], columns=2)
     file = io.BytesIO()
     still.savefig(file, format="png")
