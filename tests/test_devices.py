@@ -355,6 +355,7 @@ def test_the_benchmark_of_a_gpu_runs_and_leaves_out_what_is_missing(tmp_path):
         "PYTHONPATH": str(script.parents[1] / "tests/emulated_gpu"),
     }
     command = [sys.executable, str(script), "--device", "emulated", "--small"]
+    (tmp_path / "gpu.json").write_text('{"machine": {"name": "another"}, "tests": {"said": "of another machine"}}')
     seen = []
     for parts, more in ((["PGD", "DDNM", "training"], ""), (["DDNM"], f"{os.pathsep}{tmp_path}")):
         environment["PYTHONPATH"] += more
@@ -371,7 +372,9 @@ def test_the_benchmark_of_a_gpu_runs_and_leaves_out_what_is_missing(tmp_path):
     assert seen[0]["PGD"]["ours"]["accuracy left"] < 1
     assert seen[0]["DDNM"]["64 pixels"]["images a minute"] > 0
     assert all(row["steps a second"] > 0 for row in seen[0]["training"].values())
+    assert "tests" not in seen[0]
     assert seen[1]["DDNM"] == {"left out": "no package diffusers"}
+    assert seen[1]["PGD"] == seen[0]["PGD"]  # it was not asked for again
 
 
 def test_the_readme_shows_the_record_of_a_gpu():

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import sys
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -138,3 +139,12 @@ def test_the_theme_lets_sentences_in_tables_be_read():
     with pd.option_context("display.max_colwidth", 50), plt.rc_context():
         plots.theme()
         assert "x" * 80 in pd.DataFrame({"note": ["x" * 80]}).to_html()
+
+
+def test_without_widgets_the_still_is_all(images, monkeypatch):
+    """As on a bare machine with a GPU, where the cells are run without Jupyter."""
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    still = plots.grid(images[:2], columns=2)
+    plots.slider(images[:2], ["a", "b"], "strength", still)
+    assert plt.fignum_exists(still.number)  # left open, to be shown
+    plt.close(still)
