@@ -28,7 +28,7 @@ from faceadv.precision import has_bfloat16
 from faceadv.store import progress
 from faceadv.store.paths import PROJECT, replacing
 
-NETWORKS = ("dlib", "mobile", "facenet-vggface2")
+NETWORKS = ("dlib", "mobilefacenet", "facenet-vggface2")
 RECORD = PROJECT / "results" / "peers.json"
 MARKS = "<!-- peers -->\n", "<!-- /peers -->\n"
 

@@ -1,4 +1,4 @@
-"""How an attack steps: FGSM, I-FGSM, I-FGVM, P-FGVM, PGD and MI-FGSM, in pixels of [0, 1].
+"""How an attack steps: FGSM, I-FGSM, I-FGVM, P-FGVM, PGD and MI-FGSM (with DI and TI), in pixels of [0, 1].
 
 All take images (N, 3, H, W) in [0, 1] of any float type and an objective, whose loss they descend. They compute with a
 detached copy in float32 and return images of the same shape and type, within [0, 1] and the budget also after rounding
@@ -22,6 +22,7 @@ Invalid : for other images, budgets and options, for an objective that does not 
 Failed : for a gradient that is not finite
 """
 
+import functools
 import math
 import numbers
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from faceadv import transfer
 from faceadv.errors import Failed, Invalid, whole
 from faceadv.images import believed
 from faceadv.networks.common import generator
@@ -155,11 +157,12 @@ def pgd(
 
 def mifgsm(
     images: Tensor, objective: Objective, *, eps: float, alpha: float | None = None, steps: int = 10, mu: float = 1.0,
-    **options,
+    diversity: int | None = None, smoothing: int = 1, **options,
 ) -> Tensor:  # fmt: skip
     """m_{i+1} = mu m_i + g / |g|_1, x_{i+1} = clip_e(x_i - alpha sign(m_{i+1})).
 
-    Source: Dong et al. 2018, equations 6 and 7.
+    Two options help it to transfer to networks that it does not know. With both it is DI-TI-MI-FGSM.
+    Source: Dong et al. 2018, equations 6 and 7; Xie et al. 2019, algorithm 1; Dong et al. 2019, equation 7.
 
     Parameters
     ----------
@@ -168,14 +171,21 @@ def mifgsm(
     alpha : the length of a step, by default eps / steps
     steps : how many there are
     mu : how much of the last step's direction is kept
+    diversity : seed of diverse inputs (DI): at each step half of the images are shrunk by up to a tenth, somewhere on
+        black, before the network sees them; None for none
+    smoothing : side of the Gaussian kernel, odd, that g is smoothed with (translation invariance, TI), three standard
+        deviations to each side as in the authors' code; 1 for none
     """
     steps, eps, alpha, mu = _budget(steps, eps=eps, alpha=alpha, mu=mu)
+    smoothing = transfer.odd(smoothing)
+    view = None if diversity is None else transfer.diverse(steps, len(images), diversity)
 
     def move(x, g, original, memory):
+        g = transfer.smooth(g, smoothing)
         memory = mu * memory + g / g.abs().sum((1, 2, 3), keepdim=True).clamp_min(1e-12)
         return x - alpha * memory.sign(), memory
 
-    return _descend(images, objective, move, within(eps), steps, options)
+    return _descend(images, objective, move, within(eps), steps, options, view=view)
 
 
 def within(eps: float) -> Callable[[Tensor, Tensor], Tensor]:
@@ -214,12 +224,12 @@ def leave(moved: Tensor, images: Tensor, project: Callable[[Tensor, Tensor], Ten
     return torch.where((near.double() - x).abs() > (exact - x).abs(), nearer, near)
 
 
-def _descend(images, objective, move, project, steps, options, start=None):
+def _descend(images, objective, move, project, steps, options, start=None, view=None):
     """The loop that all attacks share, batch by batch."""
     for name in options.keys() - OPTIONS.keys():
         raise Invalid(f'An attack has no option "{name}"{nearest(name, OPTIONS)}; there are {", ".join(OPTIONS)}.')
-    keep_best, stop_early, batch = (OPTIONS | options).values()
-    x, batch = enter(images), whole("batch", batch, 1)
+    options = OPTIONS | options
+    x, batch = enter(images), whole("batch", options["batch"], 1)
     start = x if start is None else enter(start)
     if start.shape != x.shape:
         raise Invalid(f"start must have the shape of the images, {tuple(x.shape)}, not {tuple(start.shape)}.")
@@ -232,13 +242,14 @@ def _descend(images, objective, move, project, steps, options, start=None):
         return project(x, original), memory
 
     def attacked(rows):
-        return _descend_batch(x[rows], objective, step, steps, start[rows], keep_best, stop_early, rows)
+        return _descend_batch(x[rows], objective, step, steps, start[rows], options, rows, view)
 
     done = in_parts(attacked, torch.arange(len(x), device=x.device), batch)
     return leave(torch.cat(done), images, project)
 
 
-def _descend_batch(original, objective, step, steps, start, keep_best, stop_early, rows):
+def _descend_batch(original, objective, step, steps, start, options, rows, view):
+    keep_best, stop_early = options["keep_best"], options["stop_early"]
     x, memory = start.clone(), torch.zeros_like(original)
     result, lowest = x.clone(), torch.full((len(x),), float("inf"), device=x.device)
     active = torch.arange(len(x), device=x.device)  # where in the batch the images still under attack are
@@ -246,7 +257,7 @@ def _descend_batch(original, objective, step, steps, start, keep_best, stop_earl
     broken, waits = torch.zeros(len(x), dtype=torch.bool, device=x.device), x.device.type != "cpu"
     for number in range(steps):
         with believed(waits and number > 0):
-            g, loss, reached = _gradient(objective, x, rows[active])
+            g, loss, reached = _gradient(objective, x, rows[active], view and functools.partial(view, number))
         broken[active] = broken[active] | ~g.flatten(1).sum(1).isfinite()
         if not waits:
             _refuse(broken)
@@ -286,11 +297,14 @@ def _refuse(broken):
         )
 
 
-def _gradient(objective, x, rows):
-    """Gradient of each image's loss in the image alone, the loss in float32, and what is reached."""
+def _gradient(objective, x, rows, view):
+    """Gradient of each image's loss in the image alone, the loss in float32, and what is reached.
+
+    view : a function of (x, rows) that gives the images as the objective sees them, or None
+    """
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
-        loss, reached = answer(objective(x, rows), len(x))
+        loss, reached = answer(objective(view(x, rows) if view else x, rows), len(x))
         if not loss.requires_grad:
             none = "for a purifier that has none there is adaptive.straight_through."
             raise Invalid(f"The loss of an objective must have a gradient in the images; {none}")

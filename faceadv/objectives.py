@@ -11,8 +11,9 @@ import contextlib
 import dis
 import functools
 import inspect
+import math
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from faceadv.images import believing, check_images
 from faceadv.precision import autocast, in_parts
 from faceadv.recognisers import Recogniser
 
-__all__ = ["Objective", "dodging", "impersonation", "success", "targeted", "untargeted"]
+__all__ = ["Objective", "dodging", "ensemble", "impersonation", "success", "targeted", "untargeted"]
 
 Objective = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 BATCH = 64  # images per forward pass where nothing else is asked for
@@ -74,6 +75,35 @@ def _verification(recogniser, references, threshold, away):
         return squared, squared.detach() < threshold**2
 
     objective.fast = getattr(recogniser, "precision", "auto") == "auto"
+    return objective
+
+
+def ensemble(objectives: Sequence[Objective], weights: Sequence[float] | None = None) -> Objective:
+    """Several objectives at once: the weighted mean of their losses, reached where all of them are.
+
+    What fools two networks at once more often fools a third. Where losses have different units, weights make them
+    comparable: 1 / threshold² for the squared distances of ``dodging`` and ``impersonation``.
+    Source: Liu et al. 2017 (the idea); Dong et al. 2018, section 3.4 (averaging losses is one of its three ways).
+
+    Parameters
+    ----------
+    objectives : at least one; all for the same images
+    weights : as many, positive; by default equal
+
+    Raises
+    ------
+    Invalid : without objectives, and for other weights
+    """
+    objectives, weights = list(objectives), [1.0] * len(objectives) if weights is None else [float(w) for w in weights]
+    if not objectives or len(weights) != len(objectives) or not all(0 < w < math.inf for w in weights):
+        raise Invalid(f"An ensemble needs one positive weight for each objective, not {weights} for {len(objectives)}.")
+
+    def objective(images, rows, exact=False):
+        given = [answer(one(images, rows, exact=exact), len(images)) for one in objectives]
+        losses = [weight * loss.float() for weight, (loss, _) in zip(weights, given)]
+        return sum(losses) / sum(weights), torch.stack([reached for _, reached in given]).all(0)
+
+    objective.fast = all(getattr(one, "fast", True) for one in objectives)
     return objective
 
 

@@ -12,14 +12,14 @@ from faceadv import precision as devices
 from faceadv.errors import Invalid
 from faceadv.faces import FaceSet
 from faceadv.images import check_images
-from faceadv.networks import dlib, facenet, mobile, mobilefacenet, mobilenet
+from faceadv.networks import dlib, facenet, frbench, mobilefacenet, mobilenet
 from faceadv.precision import autocast
 from faceadv.store import cache, progress, weights
 from faceadv.store.paths import nearest
 
-__all__ = ["NAMES", "PRECISIONS", "Recogniser", "device_of", "embed_all", "embed_faces", "fingerprint", "load"]
+__all__ = ["NAMES", "PRECISIONS", "Recogniser", "device_of", "embed_all", "embed_faces", "fingerprint", "known", "load"]
 
-NAMES = ("dlib", "mobilefacenet", "mobilenet-vggface2", "mobile", "facenet-vggface2", "facenet-casia")
+NAMES = ("dlib", "mobilefacenet", "mobilenet-vggface2", "facenet-vggface2", "facenet-casia")
 PRECISIONS = ("auto", "float32")
 MANY = 2000  # images from which on a progress bar is shown
 
@@ -71,18 +71,19 @@ class Recogniser(nn.Module):
 
 
 def load(name: str, device: str | torch.device = "cpu", precision: str = "auto") -> Recogniser:
-    """Load a recogniser: "facenet-…" must be fetched first, the others ship with the packages.
+    """Load a recogniser: "facenet-…" must be fetched first, "frbench:…" fetches itself, the others ship.
 
     Parameters
     ----------
-    name : one of ``NAMES``
+    name : one of ``NAMES``, or "frbench:BACKBONE_LOSS_DATA" for one of the package frbench (``networks.frbench``)
     device : where it computes
     precision : see ``Recogniser``
 
     Raises
     ------
     Invalid : for an unknown name
-    Missing : if its weights are not there
+    Missing : if its weights are not there, or the package of its network
+    Failed : if frbench's download fails
     """
     device = devices.device(device)
     if name == "dlib":
@@ -93,14 +94,19 @@ def load(name: str, device: str | torch.device = "cpu", precision: str = "auto")
         network, threshold, unit = mobilefacenet.load(), 0.964, True
     elif name == "mobilenet-vggface2":
         network, threshold, unit = mobilenet.load(), 0.855, True
-    elif name == "mobile":
-        (network, threshold), unit = mobile.load(), True
     elif name in NAMES:
         # ResGN's threshold is 1.1 on the squared distance
         network, threshold, unit = facenet.FaceNet(weights.find(name)), 1.1**0.5, True
+    elif known(name):
+        network, threshold, unit = frbench.FRBench(name), 1.1, True  # nobody publishes one: choose your own
     else:
         raise Invalid(f'There is no recogniser "{name}"{nearest(name, NAMES)}; there are {", ".join(NAMES)}.')
     return Recogniser(name, network, threshold, unit, precision).to(device)
+
+
+def known(name: str) -> bool:
+    """Whether ``load`` has a network of that name, fetched or not; of frbench's, any is taken for one."""
+    return name in NAMES or name.startswith(frbench.PREFIX)
 
 
 @torch.no_grad()
@@ -126,7 +132,8 @@ def embed_faces(recogniser: Recogniser, faces: FaceSet) -> torch.Tensor:
     device = device_of(recogniser).type
     where = f"{device}, {torch.get_num_threads()} threads" if device == "cpu" else device  # sums round otherwise
     key = cache.key(cache.versions(), where, recogniser.unit, fingerprint(recogniser), faces.chips)
-    made = cache.array("embeddings", recogniser.name, key, lambda: embed_all(recogniser, faces.chips).numpy())
+    name = recogniser.name.replace(":", "-")  # which no file may have in its name on Windows
+    made = cache.array("embeddings", name, key, lambda: embed_all(recogniser, faces.chips).numpy())
     return torch.from_numpy(made)
 
 

@@ -119,7 +119,7 @@ def test_what_nobody_knows_is_refused():
         (Cell("PGD", "jpg", "dlib", "dodging"), "did you mean jpeg"),
         (Cell("PGD", "jpeg", "dlib", "doging"), "did you mean dodging"),
         (Cell("PGD", "jpeg", "dlip", "dodging"), "did you mean dlib"),
-        (Cell("PGD", "jpeg", "dlib", "dodging", source="mobil"), "did you mean mobile"),
+        (Cell("PGD", "jpeg", "dlib", "dodging", source="mobilefac"), "did you mean mobilefacenet"),
         (Cell("PGD", "jpeg", "dlib", "dodging", "surrogate"), "not for jpeg"),
         (Cell("PGD", "none", "dlib", "dodging", "bpda"), "nothing to adapt"),
     ):
@@ -176,7 +176,7 @@ def test_a_row_depends_on_settings_weights_and_own_code(monkeypatch):
     assert cell.version(known, TINY) == cell.version(known, replace(TINY))
     assert cell.version(known, TINY) != cell.version(known, replace(TINY, far=0.01))
     assert cell.version(known, TINY) != cell.version(replace(known, eps_255=1.0), TINY)
-    before, other = cell.version(known, TINY), replace(known, recogniser="mobile")
+    before, other = cell.version(known, TINY), replace(known, recogniser="mobilefacenet")
     fetched = {"dlib": "1" * 64}  # as if it were to be fetched
     for thing, name, value in (
         (cell, "_code", lambda: "other code"),
@@ -370,9 +370,9 @@ def test_the_command_computes_what_the_notebook_reads(tmp_path, capsys):
 def test_recognisers_whose_weights_are_not_here_are_left_out(monkeypatch, tmp_path):
     monkeypatch.setenv("FACEADV_CACHE", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    assert grid.present(["dlib", "facenet-casia", "mobile"]) == ["dlib", "mobile"]
-    with pytest.raises(ValueError, match="did you mean mobile"):
-        grid.present(["mobil"])
+    assert grid.present(["dlib", "facenet-casia", "mobilefacenet"]) == ["dlib", "mobilefacenet"]
+    with pytest.raises(ValueError, match="did you mean mobilefacenet"):
+        grid.present(["mobilefac"])
 
 
 def test_the_plan_has_every_attack_defence_recogniser_and_goal():
@@ -440,7 +440,7 @@ def test_ranks_tell_the_certain_from_the_close():
 
 def test_lines_come_back_from_a_record():
     lines = statistics.summary(
-        pd.DataFrame([row([1, 0, 1], list("abc")), row([0, 0, 0], list("abc"), source="mobile", eps_255=0.5)])
+        pd.DataFrame([row([1, 0, 1], list("abc")), row([0, 0, 0], list("abc"), source="mobilefacenet", eps_255=0.5)])
     )
     entries = [
         records.number(statistics.label(line), line["right"], line["low"], line["high"], n=line["n"])

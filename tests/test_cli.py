@@ -111,8 +111,8 @@ def test_a_mistyped_name_of_data_or_weights_is_one_sentence(capsys):
         ("data", "check", "lwf"): 'faceadv: There is no data set "lwf" (did you mean lfw?)',
         ("data", "fetch", "lwf"): 'faceadv: There is no data set "lwf" (did you mean lfw?)',
         ("weights", "fetch", "alexnett"): 'faceadv: There are no weights "alexnett" (did you mean alexnet?)',
-        ("train", "mobil"): 'faceadv: There is no network "mobil" to train (did you mean mobile?)',
-        ("ship", "mobil"): 'faceadv: There is no network "mobil" to train (did you mean mobile?)',
+        ("train", "pufac"): 'faceadv: There is no network "pufac" to train (did you mean puface?)',
+        ("ship", "pufac"): 'faceadv: There is no network "pufac" to train (did you mean puface?)',
     }.items():
         assert cli.main(argv) == 2
         err = capsys.readouterr().err
@@ -200,14 +200,14 @@ def test_train_and_ship(stand_in, capsys):
         ship=lambda **given: calls.append(given) or "/weights",
     )
     everything = ["--profile", "smoke", "--resume", "--seed", "3", "--root", "r", "--out", "o"]
-    assert cli.main(["train", "mobile", *everything]) == 0
-    assert cli.main(["train", "mobile"]) == 0
-    assert cli.main(["ship", "mobile", "--profile", "smoke", "--out", "o"]) == 0
+    assert cli.main(["train", "puface", *everything]) == 0
+    assert cli.main(["train", "puface"]) == 0
+    assert cli.main(["ship", "puface", "--profile", "smoke", "--out", "o"]) == 0
     assert cli.main(["ship", "resgn"]) == 0
     assert calls == [
-        {"name": "mobile", "profile": "smoke", "resume": True, "seed": 3, "root": "r", "out": "o"},
-        {"name": "mobile", "profile": "lfw", "resume": False, "seed": 0, "root": None, "out": None},
-        {"name": "mobile", "profile": "smoke", "root": None, "out": "o"},
+        {"name": "puface", "profile": "smoke", "resume": True, "seed": 3, "root": "r", "out": "o"},
+        {"name": "puface", "profile": "lfw", "resume": False, "seed": 0, "root": None, "out": None},
+        {"name": "puface", "profile": "smoke", "root": None, "out": "o"},
         {"name": "resgn", "profile": "lfw", "root": None, "out": None},
     ]
     assert capsys.readouterr().out == "/folder\n/folder\n/weights\n/weights\n"

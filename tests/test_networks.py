@@ -8,12 +8,12 @@ import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, EDMEulerScheduler, UNet2DModel
 
 from faceadv import ddnm, errors
-from faceadv.networks import a3gn, common, mobile, mobilefacenet, mobilenet, prior, puface, resgn
+from faceadv.networks import a3gn, common, mobilefacenet, mobilenet, prior, puface, resgn
 from faceadv.store import weights
 
-LOAD = {"mobile": mobile.load, "mobilefacenet": mobilefacenet.load, "mobilenet-vggface2": mobilenet.load}
+LOAD = {"mobilefacenet": mobilefacenet.load, "mobilenet-vggface2": mobilenet.load}
 LOAD |= {"resgn": resgn.load, "puface": puface.load, "a3gn": a3gn.load}
-COUNTERS = ("mobile", "resgn")  # these have batch norm, and ship without its counters
+COUNTERS = ("resgn",)  # these have batch norm, and ship without its counters
 
 
 def small(name):
@@ -96,20 +96,17 @@ def test_any_weight_that_is_missing_left_over_or_of_another_shape(name, files):
 
 @pytest.mark.parametrize("name", COUNTERS)
 def test_counters_of_batch_norm_may_be_missing_or_not(name, files):
-    def network(loaded):
-        return loaded[0] if name == "mobile" else loaded
-
-    state = network(LOAD[name]()).state_dict()
+    state = LOAD[name]().state_dict()
     counters = {key: torch.tensor(7) for key in state if key.endswith("num_batches_tracked")}
     assert counters
     assert not counters.keys() & weights.load_safetensors(name).keys()
     files[name] = lambda shipped: shipped | counters
-    assert all(network(LOAD[name]()).state_dict()[key] == 7 for key in counters)
+    assert all(LOAD[name]().state_dict()[key] == 7 for key in counters)
 
 
 @pytest.mark.parametrize("name", LOAD)
 def test_loaded_networks_are_frozen_in_float32_and_in_evaluation_mode(name):
-    network = LOAD[name]()[0] if name == "mobile" else LOAD[name]()
+    network = LOAD[name]()
     assert not network.training
     assert not any(p.requires_grad for p in network.parameters())
     assert {p.dtype for p in network.parameters()} == {torch.float32}

@@ -107,5 +107,5 @@ def test_the_profiles_photos_are_of_training_people_and_cloaked(orl, monkeypatch
     assert all(chip.tobytes() in known for chip in natural)
     assert (natural != worn).any()
     assert np.abs(natural.astype(int) - worn).max() < 100  # the same photos, in the same order
-    assert [extractor.name for extractor in extractors] == ["dlib", "mobile"]
+    assert [extractor.name for extractor in extractors] == ["dlib", "mobilefacenet"]
     assert not np.array_equal(natural, train_puface.photos("smoke", seed=2)[0])

@@ -27,7 +27,7 @@ BASE = set(ARROWS)
 MIDDLE = BASE | {"networks", "faces", "align", "pairs"}
 SCIENCE = MIDDLE | {
     *("adaptive", "attacks", "classic", "classifiers", "cloaks", "ddnm", "deidentify", "objectives", "purifiers"),
-    *("recognisers", "records", "trackers", "verification"),
+    *("recognisers", "records", "trackers", "transfer", "verification"),
 }
 MAY_IMPORT = {
     **ARROWS,

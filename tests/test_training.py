@@ -14,14 +14,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from faceadv import errors, training
-from faceadv.networks import a3gn, mobile, prior, puface, resgn
+from faceadv.networks import a3gn, prior, puface, resgn
 from faceadv.store import weights
 from faceadv.training import loop
-from faceadv.training import mobile as train_mobile
 from faceadv.training import prior as train_prior
 
 SMALL = {
-    "mobile": {"steps": 8, "batch": 2},
     "resgn": {"steps": 8, "batch": 2, "blocks": 1, "width": 8},
     "puface": {"steps": 8, "batch": 2, "widths": (8, 16, 24)},
     "a3gn": {"steps": 8, "batch": 2, "blocks": 2, "width": 8},
@@ -35,7 +33,6 @@ def trained(orl, dlib, monkeypatch):
     data = orl[:100]
     chips = np.array(data.chips)
     inputs = {
-        "mobile": (orl.people(orl.names[:10]),),
         "resgn": (data, dlib),
         "puface": (chips, np.where(np.arange(112) % 4 < 2, chips, chips // 8 * 8), [dlib]),
         "a3gn": (data, dlib),
@@ -137,9 +134,9 @@ def test_a_checkpoint_of_other_data_or_another_network_is_refused(trained, orl, 
     with pytest.raises(errors.Invalid, match="another data:"):
         train_prior.train(np.array(orl.chips[50:150]), SMALL["prior"], out=tmp_path, resume=True)
     with pytest.raises(errors.Invalid, match="another recipe, "):
-        trained("mobile", tmp_path, resume=True)
-    with pytest.raises(errors.Invalid, match="holds a training of prior, not of mobile"):
-        loop.ship("mobile", out=tmp_path)
+        trained("puface", tmp_path, resume=True)
+    with pytest.raises(errors.Invalid, match="holds a training of prior, not of puface"):
+        loop.ship("puface", out=tmp_path)
 
 
 def test_a_fresh_start_removes_the_old_run(trained, tmp_path, killed_after):
@@ -245,7 +242,6 @@ def test_unknown_names(trained):
 
 
 LOAD = {
-    "mobile": lambda: mobile.load()[0],
     "resgn": resgn.load,
     "puface": puface.load,
     "a3gn": a3gn.load,
@@ -259,7 +255,6 @@ def as_lfw(orl, monkeypatch):
     roots, few = [], orl.people(orl.names[:20])
     monkeypatch.setattr("faceadv.faces.load", lambda name, root=None: roots.append(root) or few)
     monkeypatch.setattr("faceadv.pairs.lfw_people", lambda faces, which: faces.names)
-    monkeypatch.setattr(train_mobile, "VALIDATION_PEOPLE", 10)
     return roots
 
 
@@ -296,7 +291,7 @@ def test_what_ships_can_be_loaded_whatever_the_profile(name, profile, trained, a
     monkeypatch.setattr(weights, "SHIPPED", models)
     monkeypatch.setattr(train_prior.ddnm, "sample", lambda *_: torch.rand(2, 3, 8, 8))
     path = loop.ship(name, profile, tmp_path / "run", root="/photos")
-    assert as_lfw == (["/photos"] if name == "mobile" else [])  # which chooses its threshold there
+    assert as_lfw == []
     assert path == models / ("prior" if name == "prior" else f"{name}.safetensors")
     assert weights.check_one(name) == (True, f"{name}: SHA-256 as shipped")
     assert loop.read_log(models / f"{name}.log.jsonl") == loop.read_log(tmp_path / "run" / "log.jsonl")

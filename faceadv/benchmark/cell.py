@@ -36,7 +36,7 @@ from faceadv import (
 )
 from faceadv.errors import Invalid
 from faceadv.images import quantise
-from faceadv.networks import a3gn, prior
+from faceadv.networks import a3gn, frbench, prior
 from faceadv.store import cache, datasets, weights
 from faceadv.store.paths import nearest
 
@@ -170,7 +170,7 @@ def check(cell: Cell, own: Own = None) -> None:
         ("goal", cell.goal, GOALS),
         ("way", cell.way, ["static", "gradient", "eot", "bpda", "measured", "surrogate"]),
     ):
-        if name not in known:
+        if name not in known and not (what == "recogniser" and recognisers.known(name)):
             raise Invalid(f'There is no {what} "{name}"{nearest(name, known)}; there are {", ".join(known)}.')
     if cell.way in ("measured", "surrogate") and cell.defence not in DIFFUSION:
         raise Invalid(f'The way "{cell.way}" is for {", ".join(DIFFUSION)}, not for {cell.defence}.')
@@ -366,6 +366,7 @@ def version(cell: Cell, settings: Settings, own: Own = None) -> str:
         [
             weights.shipped(),
             {name: sha256 for name, sha256 in weights.fetched().items() if name in (cell.recogniser, cell.source)},
+            [frbench.file(name) for name in (cell.recogniser, cell.source) if name.startswith(frbench.PREFIX)],
         ],
         [precision.has_bfloat16(where), cache.versions()],
         [_fingerprint(own[name]) for name in (cell.attack, cell.defence) if own and name in own],

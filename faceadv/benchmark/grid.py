@@ -23,13 +23,18 @@ NOTEBOOK = "07_benchmark"
 
 
 def present(names: Iterable[str]) -> list[str]:
-    """The recognisers of a list whose weights are here. Raises ``Invalid`` for an unknown name."""
+    """The recognisers of a list whose weights are here. Raises ``Invalid`` for an unknown name.
+
+    Those of frbench are fetched if they are not here.
+    """
     found = []
     for name in names:
-        if name not in recognisers.NAMES:
-            recognisers.load(name)  # its error says which names there are
-        with contextlib.suppress(FileNotFoundError):
-            weights.find(name)
+        if name in recognisers.NAMES:
+            with contextlib.suppress(FileNotFoundError):
+                weights.find(name)
+                found.append(name)
+        else:
+            recognisers.load(name)  # or its error says which names there are
             found.append(name)
     return found
 

@@ -2,4 +2,4 @@
 
 __all__ = ["RECIPES"]
 
-RECIPES = ("mobile", "resgn", "puface", "a3gn", "prior")
+RECIPES = ("resgn", "puface", "a3gn", "prior")

@@ -97,7 +97,7 @@ def photos(
     people, settings = loop.students(root), SETTINGS[profile]
     order = torch.randperm(len(people), generator=torch.Generator().manual_seed(seed))[: settings["photos"]]
     data = people[order.sort().values.numpy()]
-    extractors = [recognisers.load(name, device) for name in ("dlib", "mobile")]
+    extractors = [recognisers.load(name, device) for name in ("dlib", "mobilefacenet")]
     cloaked = cloaked_photos(data.images.to(device), extractors, settings["cloak_steps"])
     return np.asarray(data.chips), (cloaked * 255).round().byte().cpu().numpy(), extractors
 
