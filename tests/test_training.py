@@ -129,6 +129,17 @@ def test_another_runs_checkpoint_is_refused(trained, tmp_path, other, said):
     assert len(log) == 8
 
 
+def test_a_forgotten_option_deletes_no_checkpoint(trained, tmp_path, monkeypatch):
+    trained("prior", tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(errors.Invalid, match="resume it, name another folder, or delete it"):
+        trained("prior", tmp_path)
+    monkeypatch.setattr(train_prior, "photos", lambda *_: pytest.fail("photos were aligned first"))
+    with pytest.raises(errors.Invalid, match="is of an earlier run"):
+        loop.run("prior", "smoke", out=tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_a_checkpoint_of_other_data_or_another_network_is_refused(trained, orl, tmp_path):
     trained("prior", tmp_path)
     with pytest.raises(errors.Invalid, match="another data:"):
@@ -165,6 +176,7 @@ def test_a_damaged_checkpoint_is_one_sentence_and_stops_no_fresh_start(trained, 
     with pytest.raises(errors.Failed, match="is damaged, or of an earlier version") as caught:
         trained("prior", tmp_path, resume=True, steps=2)
     assert "\n" not in str(caught.value)
+    path.unlink()
     trained("prior", tmp_path, steps=2)
     assert len(loop.read_log(tmp_path / "log.jsonl")) == 2
 

@@ -59,12 +59,12 @@ def train(
     plan : what to train, and how
     out : folder for ``last.pt``, written every ``EVERY`` steps, and ``log.jsonl``; by default nothing is kept
     resume : go on from the checkpoint in ``out``, if there is one; on a CPU the run then ends with the same weights as
-        one that was not killed. Without it the old checkpoint and log are deleted.
+        one that was not killed
     seed, device : of what the steps draw (the recipe seeds the weights), and where the modules are
 
     Raises
     ------
-    Invalid : if the checkpoint is of another recipe, seed, setting or data
+    Invalid : if there is a checkpoint, but not to resume, or one of another recipe, seed, setting or data
     Failed : if it is damaged, if another training is at work in ``out``, or if ``out`` cannot be written
     """
     out = out and Path(out)
@@ -108,10 +108,17 @@ def _descend(plan, out, resume, seed, device):
     return rows
 
 
+def _spare(out, resume):
+    """Hours of training are not to be lost by a forgotten option."""
+    if out and not resume and (out / CHECKPOINT).exists():
+        raise Invalid(f"{out / CHECKPOINT} is of an earlier run: resume it, name another folder, or delete it.")
+
+
 def _begin(plan, identity, out, resume, device):
     """Clear the folder, or load its checkpoint and cut its log to it: (number of steps made, their rows)."""
+    _spare(out, resume)
     out.mkdir(parents=True, exist_ok=True)
-    if not resume or not (out / CHECKPOINT).exists():
+    if not (out / CHECKPOINT).exists():
         for old in (out / CHECKPOINT, out / LOG, *out.glob("sheet-*.png")):
             old.unlink(missing_ok=True)
         return 0, []
@@ -119,8 +126,7 @@ def _begin(plan, identity, out, resume, device):
     other = [name for name in identity | state["run"] if identity.get(name, ...) != state["run"].get(name, ...)]
     if other:
         raise Invalid(
-            f"{out / CHECKPOINT} is of a run with another {', '.join(other)}: name another folder, or do not resume, "
-            "which deletes it."
+            f"{out / CHECKPOINT} is of a run with another {', '.join(other)}: name another folder, or delete it."
         )
     for name, module in plan.modules.items():
         module.load_state_dict(state["modules"][name])
@@ -269,6 +275,7 @@ def run(
     if profile not in recipe.SETTINGS:
         raise Invalid(f'{name} has no profile "{profile}"; there are {", ".join(recipe.SETTINGS)}.')
     with _alone(out):  # it is said at once, before photos are aligned and cloaked
+        _spare(out, resume)
         data = recipe.photos(profile, root, seed, device)
         recipe.train(*data, recipe.SETTINGS[profile], out=out, resume=resume, seed=seed, device=device)
     return out
