@@ -8,7 +8,6 @@ of notebook 00 in profile lfw. Writes results/recognisers.json and the table in 
 import argparse
 import statistics
 import time
-from pathlib import Path
 
 import torch
 
@@ -78,15 +77,19 @@ def table(record, lfw):
     return "\n".join(lines) + "\n"
 
 
+def write_table(shown, readme=PROJECT / "README.md"):
+    """Put the table between its marks."""
+    before, rest = readme.read_text(encoding="utf-8").split(MARKS[0])
+    with replacing(readme) as part:
+        part.write_text(before + MARKS[0] + shown + MARKS[1] + rest.split(MARKS[1])[1], encoding="utf-8")
+
+
 def main():
     """Measure, or with --table only write the table again."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--table", action="store_true", help="write the README's table from the records as they are")
-    record = records.read(RECORD) if parser.parse_args().table else measure()
-    readme, shown = Path(PROJECT / "README.md"), table(record, records.read(LFW))
-    before, rest = readme.read_text(encoding="utf-8").split(MARKS[0])
-    with replacing(readme) as part:
-        part.write_text(before + MARKS[0] + shown + MARKS[1] + rest.split(MARKS[1])[1], encoding="utf-8")
+    shown = table(records.read(RECORD) if parser.parse_args().table else measure(), records.read(LFW))
+    write_table(shown)
     print(shown)
 
 

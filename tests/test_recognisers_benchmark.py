@@ -1,0 +1,39 @@
+"""The times of the recognisers are taken, and the README shows their record."""
+
+import importlib.util
+
+import pytest
+
+from faceadv import records
+from faceadv.store.paths import PROJECT
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    spec = importlib.util.spec_from_file_location("recognisers", PROJECT / "benchmarks" / "recognisers.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_each_recogniser_is_timed_and_shown(benchmark, tmp_path):
+    record = benchmark.measure(chips=2, repeats=2, path=tmp_path / "recognisers.json")
+    taken = {entry["name"]: entry for entry in record["numbers"]}
+    for name in ("dlib", "mobilefacenet", "mobilenet-vggface2"):
+        forward, gradient = (taken[f"{name}: {work}, float32"] for work in ("forward", "gradient"))
+        assert 0 < forward["low"] <= forward["value"] <= forward["high"]
+        assert forward["low"] < gradient["high"]
+    lfw = {"numbers": [records.number("LFW View 2, dlib: accuracy", 98.5, 98.0, 99.0, unit="%")]}
+    shown = benchmark.table(record, lfw)
+    assert "98.50 % [98.00, 99.00]" in next(line for line in shown.splitlines() if line.startswith("| `dlib` | 5.6 |"))
+    assert len({line.count("|") for line in shown.splitlines()}) == 1
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{benchmark.MARKS[0]}old\n{benchmark.MARKS[1]}after\n")
+    for _ in range(2):
+        benchmark.write_table(shown, readme)
+    assert readme.read_text() == f"before\n{benchmark.MARKS[0]}{shown}{benchmark.MARKS[1]}after\n"
+
+
+def test_the_readme_shows_the_record(benchmark):
+    shown = benchmark.table(records.read(benchmark.RECORD), records.read(benchmark.LFW))
+    assert shown in (PROJECT / "README.md").read_text(encoding="utf-8")
