@@ -33,7 +33,10 @@ PEOPLE = [datasets.SOMEBODY, *(f"Person_{letter}" for letter in "ABCDEFG")]
 # fewer of everything; what a profile is about (networks, data, methods) stays
 SMALL = {
     "00_faces_and_recognisers": {"far": 0.02},
-    "01_attacks": {"far": 0.3, "pairs_per_kind": 3, "steps": 2, "eps_grid_255": [8.0]},
+    "01_attacks": {
+        **{"far": 0.3, "pairs_per_kind": 3, "steps": 2, "eps_grid_255": [8.0]},
+        **{"transfer_eps_255": [8.0], "transfer_steps": 1},
+    },
     "02_deidentification": {
         **{"epochs_a": 1, "steps": 2, "attack_all": False, "tuning_photos": 3, "pfgvm_first_steps": [1.0]},
         **{"pfgvm_penalties": [0.1], "ifgvm_first_steps": [0.5], "ifgvm_eps_255": [32.0], "ifgsm_eps_255": [8.0]},
