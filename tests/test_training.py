@@ -155,6 +155,7 @@ def test_a_fresh_start_removes_the_old_run(trained, tmp_path, killed_after):
     assert len(list(tmp_path.glob("sheet-*.png"))) == 3
     with Image.open(tmp_path / "sheet-000008.png") as sheet:
         assert sheet.size == (2 * 114 + 2, 4 * 114 + 2)
+    (tmp_path / "last.pt").unlink()  # as the error tells one to
     killed_after(2)  # before its first checkpoint
     with pytest.raises(KeyboardInterrupt):
         trained("a3gn", tmp_path, seed=1)
