@@ -1,5 +1,6 @@
 """Fixtures: real faces and a real network, loaded once."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -77,3 +78,16 @@ def lfw(lfw_root):
     nothing = np.zeros((len(files), 3, 1, 1), np.uint8)
     labels = torch.tensor([place[person] for person in people])
     return faces.FaceSet("lfw", nothing, labels, list(place), [folder / file for file in files], nothing, nothing, [])
+
+
+@pytest.fixture(scope="session")
+def script():
+    """A function that imports a script of ``benchmarks/``, which is no package, by its name."""
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "benchmarks" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load

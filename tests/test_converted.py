@@ -128,13 +128,11 @@ def test_the_warp_brings_the_landmarks_to_the_template():
     assert (warped[0, 0, 0] == -1).all()  # above our chip: its border, repeated
 
 
-def test_what_ships_is_what_the_converter_makes():
+def test_what_ships_is_what_the_converter_makes(script):
     folder = ROOT.parent / "shared" / "recognisers"
     if not folder.is_dir():
         pytest.skip("the original files are not there (../shared/recognisers)")
-    spec = importlib.util.spec_from_file_location("converter", ROOT / "benchmarks" / "convert_recognisers.py")
-    converter = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(converter)
+    converter = script("convert_recognisers")
     for name, convert in zip(NAMES, (converter.mobilefacenet, converter.mobilenet), strict=True):
         made, shipped = weights.half(convert(folder)), weights.load_safetensors(name)
         assert made.keys() == shipped.keys()

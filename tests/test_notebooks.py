@@ -70,9 +70,8 @@ def test_committed_outputs_are_of_this_source_and_profile_orl(path):
     edited = f"{path.name} was edited after it ran: make update"
     assert notebook.metadata["faceadv"]["source_sha256"] == notebooks.source_sha256(notebook), edited
     assert notebook.metadata["faceadv"]["profile"] == "orl"
-    assert (
-        notebook.metadata["faceadv"]["seconds"] < 3600
-    )  # minutes on two cores; on one, busy and without bfloat16, near an hour
+    # minutes on two cores; on one, busy and without bfloat16, near an hour
+    assert notebook.metadata["faceadv"]["seconds"] < 3600
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in code)
     assert not [o for cell in code for o in cell.outputs if o.output_type == "error"]

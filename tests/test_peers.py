@@ -1,7 +1,5 @@
 """The comparison with other libraries runs, is of equals, and the README shows its record."""
 
-import importlib.util
-
 import pytest
 import torch
 
@@ -11,11 +9,8 @@ from faceadv.store.paths import PROJECT
 
 
 @pytest.fixture(scope="module")
-def peers():
-    spec = importlib.util.spec_from_file_location("peers", PROJECT / "benchmarks" / "peers.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def peers(script):
+    return script("peers")
 
 
 @pytest.mark.filterwarnings("ignore")  # the peers'

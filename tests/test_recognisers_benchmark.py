@@ -1,7 +1,5 @@
 """The times of the recognisers are taken, and the README shows their record."""
 
-import importlib.util
-
 import pytest
 
 from faceadv import records
@@ -9,11 +7,8 @@ from faceadv.store.paths import PROJECT
 
 
 @pytest.fixture(scope="module")
-def benchmark():
-    spec = importlib.util.spec_from_file_location("recognisers", PROJECT / "benchmarks" / "recognisers.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def benchmark(script):
+    return script("recognisers")
 
 
 def test_each_recogniser_is_timed_and_shown(benchmark, tmp_path):

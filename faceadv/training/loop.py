@@ -119,7 +119,7 @@ def _begin(plan, identity, out, resume, device):
     _spare(out, resume)
     out.mkdir(parents=True, exist_ok=True)
     if not (out / CHECKPOINT).exists():
-        for old in (out / CHECKPOINT, out / LOG, *out.glob("sheet-*.png")):
+        for old in (out / LOG, *out.glob("sheet-*.png")):
             old.unlink(missing_ok=True)
         return 0, []
     state = checkpoint(out)
