@@ -57,8 +57,10 @@ def _client(scheduler, workers):
         cluster = None
         if scheduler == "local":
             threads.settle()  # before the workers import torch
-            # Dask would give workers, and this process, OMP_NUM_THREADS=1; and on a busy machine they start slowly
+            # Dask would give workers, and this process, OMP_NUM_THREADS=1; and on a busy machine they start slowly. Some
+            # time after a worker died it looks once, and if the next one is starting just then, it closes that for good.
             patience = {"distributed.nanny.pre-spawn-environ": {}, "distributed.comm.timeouts.connect": "5m"}
+            patience["distributed.deploy.lost-worker-timeout"] = "1w"
             stack.enter_context(dask.config.set(patience))
             # any free port, because the usual one may be in use, and no dashboard on it
             options = {"dashboard_address": ":0", "scheduler_kwargs": {"dashboard": False}}
