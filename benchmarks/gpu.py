@@ -24,7 +24,6 @@ import yaml
 
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))  # a bare machine has no installation of it
-MARKS = "<!-- gpu -->\n", "<!-- /gpu -->\n"  # around the table in the README
 PATH = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])  # of the processes started here
 BUDGET = 480  # seconds
 BESIDE = 8  # notebooks at a time
@@ -41,10 +40,9 @@ def main():
     parser.add_argument("--table", action="store_true", help="write the README's table from the record as it is")
     options = parser.parse_args()
     if options.table:
-        readme = PROJECT / "README.md"
-        before, _, rest = readme.read_text(encoding="utf-8").partition(MARKS[0])
-        text = before + MARKS[0] + table(json.loads(options.out.read_text())) + MARKS[1] + rest.partition(MARKS[1])[2]
-        readme.write_text(text, encoding="utf-8")
+        from faceadv import records
+
+        records.insert(PROJECT / "README.md", "gpu", table(json.loads(options.out.read_text())))
         return False
     os.environ["FACEADV_DEVICE"], os.environ["FACEADV_QUIET"] = options.device, "1"
     started, found, old = time.perf_counter(), {"machine": machine(options.device)}, {}

@@ -26,11 +26,10 @@ from faceadv.benchmark import grid
 from faceadv.networks import facenet, prior
 from faceadv.precision import has_bfloat16
 from faceadv.store import progress
-from faceadv.store.paths import PROJECT, replacing
+from faceadv.store.paths import PROJECT
 
 NETWORKS = ("dlib", "mobilefacenet", "facenet-vggface2")
 RECORD = PROJECT / "results" / "peers.json"
-MARKS = "<!-- peers -->\n", "<!-- /peers -->\n"
 
 
 def classifier_and_chips(name, count):
@@ -208,15 +207,6 @@ def table(record):
     return "\n".join(lines) + f"\n\nAll of PGD: {', '.join(sorted(notes))}.\n"
 
 
-def write_table(record, readme):
-    """Put the table between its marks in the README."""
-    text = readme.read_text(encoding="utf-8")
-    before, rest = text.split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    with replacing(readme) as part:
-        part.write_text(before + MARKS[0] + table(record) + MARKS[1] + after, encoding="utf-8")
-
-
 def main():
     """Measure, or with --table only write the table again."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -225,7 +215,7 @@ def main():
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # the peers'
     record = records.read(RECORD) if args.table else measure(repeats=args.repeats)
-    write_table(record, Path(PROJECT / "README.md"))
+    records.insert(PROJECT / "README.md", "peers", table(record))
     print(table(record))
 
 

@@ -14,11 +14,10 @@ import torch
 from faceadv import faces, recognisers, records
 from faceadv.benchmark import grid
 from faceadv.precision import has_bfloat16
-from faceadv.store.paths import PROJECT, replacing
+from faceadv.store.paths import PROJECT
 
 RECORD = PROJECT / "results" / "recognisers.json"
 LFW = PROJECT / "results" / "lfw" / "00_faces_and_recognisers.json"
-MARKS = "<!-- recognisers -->\n", "<!-- /recognisers -->\n"
 
 
 def gradient(recogniser, images, fast):
@@ -77,19 +76,12 @@ def table(record, lfw):
     return "\n".join(lines) + "\n"
 
 
-def write_table(shown, readme=PROJECT / "README.md"):
-    """Put the table between its marks."""
-    before, rest = readme.read_text(encoding="utf-8").split(MARKS[0])
-    with replacing(readme) as part:
-        part.write_text(before + MARKS[0] + shown + MARKS[1] + rest.split(MARKS[1])[1], encoding="utf-8")
-
-
 def main():
     """Measure, or with --table only write the table again."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--table", action="store_true", help="write the README's table from the records as they are")
     shown = table(records.read(RECORD) if parser.parse_args().table else measure(), records.read(LFW))
-    write_table(shown)
+    records.insert(PROJECT / "README.md", "recognisers", shown)
     print(shown)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
+from scipy.special import betaincinv
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from faceadv.errors import Invalid
@@ -75,13 +75,13 @@ def bootstrap(
 def rate(hits: Numbers, groups: Numbers, seed: int = 0) -> tuple[float, float, float]:
     """Share of hits with a 95 % interval over groups: ``(share, low, high)``.
 
-    The interval is a bootstrap over groups. If all hits are equal, a bootstrap would give [0, 0] or [1, 1], as if that
-    were certain. The interval is then the exact binomial one (Clopper and Pearson 1934) with one trial per group. A
-    single group with hits and misses says nothing about other groups: the interval is [0, 1].
+    The interval is a bootstrap over groups. If all groups have the same share, a bootstrap would give an interval of no
+    width, as if that were certain. The interval is then the exact binomial one (Clopper and Pearson 1934) with one
+    trial per group. A single group with hits and misses says nothing about other groups: the interval is [0, 1].
 
     Parameters
     ----------
-    hits : (N,) bool
+    hits : (N,) bool, or shares in [0, 1]
     groups : (N,) labels, as for ``bootstrap``
     seed : of the draws
 
@@ -89,13 +89,17 @@ def rate(hits: Numbers, groups: Numbers, seed: int = 0) -> tuple[float, float, f
     ------
     Invalid : if there are no hits and no misses
     """
-    hits, groups = _home(hits).astype(bool), _home(groups)
-    if len(hits) and (hits.all() or not hits.any()):
-        people = len(np.unique(groups))
-        interval = binomtest(people if hits.all() else 0, people).proportion_ci(0.95, method="exact")
-        return float(hits.mean()), float(interval.low), float(interval.high)
+    hits, groups = _home(hits).astype(float), np.unique(_home(groups), return_inverse=True)[1]
     share, low, high = bootstrap(hits, groups, seed=seed)
-    return (share, 0.0, 1.0) if np.isnan(low) else (share, low, high)
+    shares = np.bincount(groups, hits) / np.bincount(groups)
+    if len(shares) == 1 and 0 < share < 1:
+        return share, 0.0, 1.0
+    if np.ptp(shares) > 1e-9:
+        return share, low, high
+    trials, wins = len(shares), len(shares) * share
+    low = betaincinv(wins, trials - wins + 1, 0.025) if wins > 0 else 0.0
+    high = betaincinv(wins + 1, trials - wins, 0.975) if wins < trials else 1.0
+    return share, float(low), float(high)
 
 
 def _home(values):

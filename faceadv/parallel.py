@@ -57,8 +57,8 @@ def _client(scheduler, workers):
         cluster = None
         if scheduler == "local":
             threads.settle()  # before the workers import torch
-            # Dask would give workers, and this process, OMP_NUM_THREADS=1; and on a busy machine they start slowly. Some
-            # time after a worker died it looks once, and if the next one is starting just then, it closes that for good.
+            # Dask would give workers, and this process, OMP_NUM_THREADS=1; and on a busy machine they start slowly.
+            # Some time after a worker died Dask looks once, and closes for good what is just starting again by then.
             patience = {"distributed.nanny.pre-spawn-environ": {}, "distributed.comm.timeouts.connect": "5m"}
             patience["distributed.deploy.lost-worker-timeout"] = "1w"
             stack.enter_context(dask.config.set(patience))

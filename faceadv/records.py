@@ -18,7 +18,7 @@ from faceadv.errors import Invalid, Missing
 from faceadv.store import threads
 from faceadv.store.paths import nearest, replacing
 
-__all__ = ["collect", "differences", "markdown", "number", "place", "read", "table", "write"]
+__all__ = ["collect", "differences", "insert", "markdown", "number", "place", "read", "table", "write"]
 
 PACKAGES = ("numpy", "torch", "torchvision", "pillow", "scikit-learn", "scipy")
 Number = SupportsFloat | None  # of Python, NumPy or torch
@@ -195,6 +195,18 @@ def collect(places: Iterable[tuple[Mapping, Path]]) -> pd.DataFrame:
         for entry in record["numbers"]:
             rows.append({**values, "notebook": record["notebook"], **{key: entry[key] for key in columns}})
     return pd.DataFrame(rows)
+
+
+def insert(path: Path, name: str, text: str) -> None:
+    """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->`` in a Markdown file by a text.
+
+    Raises ``Invalid`` if the marks are not there, each on a line of its own.
+    """
+    start, end, old = f"<!-- {name} -->\n", f"<!-- /{name} -->\n", path.read_text(encoding="utf-8")
+    if not 0 <= old.find(start) < old.find(end):
+        raise Invalid(f"{path} has no line {start.strip()} with {end.strip()} below it.")
+    with replacing(path) as part:
+        part.write_text(old.partition(start)[0] + start + text + end + old.partition(end)[2], encoding="utf-8")
 
 
 def _shown(value):

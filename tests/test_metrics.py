@@ -5,6 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 from skimage.metrics import structural_similarity
 
 from faceadv import metrics, records
@@ -55,8 +56,18 @@ def test_a_rate_of_all_or_nothing_is_not_certain():
     assert (share, high) == (1, 1)
     assert low == pytest.approx(0.025 ** (1 / 20))
     assert metrics.rate(np.zeros(60), people) == pytest.approx((0, 0, 1 - low))
-    mixed = np.arange(60) % 3 == 0
+    mixed = np.arange(60) % 4 == 0
     assert metrics.rate(mixed, people) == metrics.bootstrap(mixed, people)
+
+
+@pytest.mark.parametrize("hits", [np.arange(60) % 3 == 0, np.full(60, 1 / 3)])
+def test_a_rate_on_which_all_people_agree_is_not_certain(hits):
+    share, low, high = metrics.rate(hits, np.repeat(range(21), 3)[:60])
+    assert share == pytest.approx(1 / 3)
+    assert low < 0.2 < 0.5 < high  # of 20 people
+    # seven of 21, where the binomial interval has whole numbers
+    exact = binomtest(7, 21).proportion_ci(0.95, method="exact")
+    assert metrics.rate(np.full(21, 1 / 3), range(21))[1:] == pytest.approx((exact.low, exact.high))
 
 
 @pytest.mark.parametrize("groups", [None, 5000, 700])

@@ -122,3 +122,15 @@ def test_a_file_that_is_no_record_is_told(tmp_path):
         records.read(tmp_path / "a.json")
     with pytest.raises(Missing, match=r"no record .*03_b\.json: .* run faceadv run 03_b --profile lfw\.$"):
         records.read(records.place(tmp_path, "lfw", "03_b"))
+
+
+def test_a_table_is_put_between_its_marks(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- a -->\nold\n<!-- /a -->\nafter\n<!-- b -->\nb\n<!-- /b -->\n")
+    for _ in range(2):
+        records.insert(page, "a", "new\n")
+    assert page.read_text() == "before\n<!-- a -->\nnew\n<!-- /a -->\nafter\n<!-- b -->\nb\n<!-- /b -->\n"
+    before = page.read_bytes()
+    with pytest.raises(ValueError, match="no line <!-- c --> with <!-- /c --> below it"):
+        records.insert(page, "c", "new\n")
+    assert page.read_bytes() == before

@@ -52,9 +52,10 @@ class FRBench(nn.Module):
         template = align.similarity(self.before.template.double().numpy())
         places = align.grid(template, self.before.size, (align.SIZE, align.SIZE))
         self.register_buffer("places", places, persistent=False)
+        self.padding = "zeros"  # as an attribute it is in the keys of caches
 
     def forward(self, images: Tensor) -> Tensor:
+        x = images.flip(1) if self.before.channel == "bgr" else images
+        x = (x - self.before.mean) / self.before.std
         places = self.places.expand(len(images), -1, -1, -1)
-        x = F.grid_sample(images, places, padding_mode="border", align_corners=False)
-        x = x.flip(1) if self.before.channel == "bgr" else x
-        return self.network((x - self.before.mean) / self.before.std)
+        return self.network(F.grid_sample(x, places, padding_mode=self.padding, align_corners=False))

@@ -56,6 +56,7 @@ class MobileFaceNet(nn.Module):
         self.last = nn.Linear(512, 192)
         places = align.grid(align.similarity(TEMPLATE), (SIDE, SIDE), (align.SIZE, align.SIZE))
         self.register_buffer("places", places, persistent=False)
+        self.padding = "zeros"  # as an attribute it is in the keys of caches, which kept embeddings with another one
 
     def forward(self, images: Tensor) -> Tensor:
         return self.embedding(self.maps(images))
@@ -66,13 +67,12 @@ class MobileFaceNet(nn.Module):
 
     def maps(self, images: Tensor) -> Tensor:
         """Maps (N, 512, 7, 7) of the last layer before the sums, of images (N, 3, H, W) in [0, 1]."""
-        x = (255 * self.warp(images) - 127.5) / 128
-        return self.layers(x.contiguous(memory_format=torch.channels_last))
+        return self.layers(self.warp((255 * images - 127.5) / 128).contiguous(memory_format=torch.channels_last))
 
-    def warp(self, images: Tensor) -> Tensor:
-        """The images as ArcFace crops them, (N, 3, 112, 112); where they end, their border is repeated."""
-        places = self.places.expand(len(images), -1, -1, -1)
-        return F.grid_sample(images, places, padding_mode="border", align_corners=False)
+    def warp(self, x: Tensor) -> Tensor:
+        """Normalised images as ArcFace crops them, (N, 3, 112, 112), with 0, a middle grey, beyond their borders."""
+        places = self.places.expand(len(x), -1, -1, -1)
+        return F.grid_sample(x, places, padding_mode=self.padding, align_corners=False)
 
 
 def load() -> MobileFaceNet:

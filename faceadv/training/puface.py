@@ -21,7 +21,7 @@ __all__ = ["SETTINGS", "amplify", "cloaked_photos", "photos", "terms", "train", 
 # input already makes the image loss small.
 BETA = 1.0
 KAPPA = (1.0, 2.0)  # a cloak is amplified by a factor drawn from here; a LowKey cloak times 4 leaves no face
-SETTINGS = {"lfw": {"widths": (48, 96, 192), "steps": 2400, "batch": 16, "lr": 1e-3, "beta": BETA, "kappa": KAPPA}}
+SETTINGS = {"lfw": {"widths": (48, 96, 192), "steps": 1600, "batch": 16, "lr": 1e-3, "beta": BETA, "kappa": KAPPA}}
 SETTINGS["lfw"] |= {"photos": 960, "cloak_steps": 40}
 SETTINGS["smoke"] = SETTINGS["orl"] = SETTINGS["lfw"] | {"photos": 8, "cloak_steps": 2, "steps": 6, "batch": 4}
 SETTINGS["paper"] = SETTINGS["lfw"] | {"photos": 9525, "cloak_steps": None, "steps": 100_000, "batch": 32}
