@@ -109,7 +109,7 @@ def measure(data, path=RECORD):
     network, crop = recogniser.network, align.similarity(mobilefacenet.TEMPLATE)
 
     def embed(x):
-        return network.embedding(network.layers((255 * x - 127.5) / 128))
+        return F.normalize(network.embedding(network.layers((255 * x - 127.5) / 128)))
 
     whole = from_photos(embed, data, needed[view2], mobilefacenet.SIDE, crop)
     folds("mobilefacenet, its crop out of the photo", distances(recogniser, view2, whole))
