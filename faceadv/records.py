@@ -198,9 +198,17 @@ def collect(places: Iterable[tuple[Mapping, Path]]) -> pd.DataFrame:
 
 
 def insert(path: Path, name: str, text: str) -> None:
-    """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->`` in a Markdown file by a text.
+    """Replace what stands between two marks in a Markdown file.
 
-    Raises ``Invalid`` if the marks are not there, each on a line of its own.
+    Parameters
+    ----------
+    path : of the file
+    name : of the marks, ``<!-- name -->`` and ``<!-- /name -->``, each on a line of its own
+    text : what shall stand between them, whole lines
+
+    Raises
+    ------
+    Invalid : if the marks are not there
     """
     start, end, old = f"<!-- {name} -->\n", f"<!-- /{name} -->\n", path.read_text(encoding="utf-8")
     if not 0 <= old.find(start) < old.find(end):
