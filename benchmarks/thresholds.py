@@ -18,7 +18,8 @@ from faceadv.store.paths import PROJECT
 
 RECORD = PROJECT / "results" / "thresholds.json"
 FAR = 1e-3
-BEYOND = {"grey": "zeros", "the border, repeated": "border", "the picture, mirrored": "reflection"}  # the chip
+# what may stand beyond the chip, as grid_sample calls it
+BEYOND = {"grey": "zeros", "the border, repeated": "border", "the picture, mirrored": "reflection"}
 
 
 def accepted(distances, same):
