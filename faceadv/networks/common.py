@@ -22,7 +22,7 @@ def shipped(name: str, build: Callable[[dict], nn.Module]) -> nn.Module:
     with random.fork_rng(devices=[]):  # random weights are drawn first, and torch's global state stays as it is
         try:
             network = build(state)
-        except (LookupError, ValueError, RuntimeError) as e:
+        except (LookupError, TypeError, ValueError, RuntimeError) as e:
             raise Invalid(said) from e
     return filled(network, state, said)
 

@@ -50,5 +50,4 @@ def _pair(inputs, outputs):
 
 def load() -> PuFace:
     """The shipped PuFace, frozen. Errors as ``common.shipped``."""
-    # older files do not have their widths, which were as these
-    return shipped("puface", lambda state: PuFace(state.pop("widths", torch.tensor([48, 96, 192])).tolist()))
+    return shipped("puface", lambda state: PuFace(tuple(state.pop("widths").tolist())))
