@@ -12,8 +12,8 @@ objective : what the attack wants, see ``objectives``
 options : any of keep_best, stop_early and batch
 keep_best : return the iterate of lowest loss instead of the last one
 stop_early : stop each image at the first iterate that reaches the objective, confirmed in float32
-batch : images per forward pass, 64 by default; it changes time and memory, not the result, and is halved as long as
-    the memory of a GPU is full
+batch : images per forward pass, by default 64, on a GPU 512; it changes time and memory, not the result, and is halved
+    as long as the memory of a GPU is full
 
 Raises
 ------
@@ -34,13 +34,13 @@ from faceadv import transfer
 from faceadv.errors import Failed, Invalid, whole
 from faceadv.images import believed
 from faceadv.networks.common import generator
-from faceadv.objectives import Objective, answer, enter, evaluating, slope
-from faceadv.precision import autocast, in_parts
+from faceadv.objectives import BATCH, Objective, answer, enter, evaluating, slope
+from faceadv.precision import autocast, in_parts, together
 from faceadv.store.paths import nearest
 
 __all__ = ["fgsm", "ifgsm", "ifgvm", "mifgsm", "pfgvm", "pgd"]
 
-OPTIONS = {"keep_best": False, "stop_early": False, "batch": 64}
+OPTIONS = {"keep_best": False, "stop_early": False, "batch": None}
 
 
 def fgsm(images: Tensor, objective: Objective, *, eps: float, **options) -> Tensor:
@@ -229,7 +229,8 @@ def _descend(images, objective, move, project, steps, options, start=None, view=
     for name in options.keys() - OPTIONS.keys():
         raise Invalid(f'An attack has no option "{name}"{nearest(name, OPTIONS)}; there are {", ".join(OPTIONS)}.')
     options = OPTIONS | options
-    x, batch = enter(images), whole("batch", options["batch"], 1)
+    x, batch = enter(images), options["batch"]
+    batch = together(BATCH, x.device) if batch is None else whole("batch", batch, 1)
     start = x if start is None else enter(start)
     if start.shape != x.shape:
         raise Invalid(f"start must have the shape of the images, {tuple(x.shape)}, not {tuple(start.shape)}.")

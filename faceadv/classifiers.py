@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from faceadv.errors import Invalid, whole
 from faceadv.networks.common import checked, generator
 from faceadv.objectives import BATCH, enter, evaluating, integers
-from faceadv.precision import autocast
+from faceadv.precision import autocast, together
 from faceadv.store import progress
 
 __all__ = ["ModelA", "ModelB", "fit", "linear_head", "logits", "model_a", "model_b", "targets"]
@@ -199,7 +199,9 @@ def logits(model: Callable, images: Tensor) -> Tensor:
     """
     evaluating(model)
     with autocast(images.device, fast=False):
-        return torch.cat([model(part).float() for part in enter(images).split(BATCH)]).cpu()
+        images = enter(images)
+        parts = images.split(together(BATCH, images.device))
+        return torch.cat([model(part).float() for part in parts]).cpu()
 
 
 def targets(scores: Tensor, labels: Tensor, rule: str, seed: int = 0) -> Tensor:

@@ -1,7 +1,8 @@
 """Cloaks: perturbations on photos that will later train a recogniser. Fawkes and LowKey.
 
 All take images (N, 3, H, W) in [0, 1] of any float type and compute with a detached copy in float32, ``BATCH`` images
-at a time. They return images of the same shape and type, within the budget also after rounding to that type.
+at a time, on a GPU eight times as many. They return images of the same shape and type, within the budget also after
+rounding to that type.
 Sources: Shan et al. 2020 (Fawkes), Cherepanova et al. 2021 (LowKey); constants of their published code.
 
 Parameters
@@ -32,7 +33,7 @@ from faceadv.errors import Invalid, number, whole
 from faceadv.networks import lpips
 from faceadv.networks.common import generator
 from faceadv.objectives import enter, evaluating, slope
-from faceadv.precision import has_bfloat16
+from faceadv.precision import has_bfloat16, together
 from faceadv.recognisers import Recogniser
 from faceadv.store import cache, progress
 from faceadv.store.paths import nearest
@@ -205,10 +206,12 @@ def _fawkes(images, distance, settings, limit=1.0, kick=None):
     """
     photos, rho = enter(images), settings[0]
     done = [photos[:0]]
-    parts = torch.arange(len(photos)).split(BATCH) if len(photos) else ()
+    parts = torch.arange(len(photos)).split(together(BATCH, photos.device)) if len(photos) else ()
     for rows in progress.bar(parts, desc="cloaking", unit="batch"):
         x = photos[rows]
-        start = torch.zeros_like(x) if kick is None else 0.01 * torch.randn(x.shape, generator=kick).sign().to(x)
+        start = torch.zeros_like(x)
+        if kick is not None:  # drawn in parts of one size, so that a seed means the same on every device
+            start = 0.01 * torch.cat([torch.randn(part.shape, generator=kick) for part in x.split(BATCH)]).sign().to(x)
         done.append(_fawkes_batch(x, start, distance(x, rows), settings, limit, adapt=kick is not None))
 
     project = within(limit)
@@ -272,12 +275,12 @@ def lowkey(
     alpha, price, draw = number("alpha", alpha, 0, 1), number("price", price, 0), generator(seed)
     _, distance = perceptual(photos.device)
     noise = (0.01 * torch.rand(photos.shape, generator=draw) - 0.005).to(photos)
-    done = [photos[:0]]
-    for i in progress.bar(range(0, len(photos), BATCH), desc="cloaking", unit="batch"):
-        x = photos[i : i + BATCH]
+    done, batch = [photos[:0]], together(BATCH, photos.device)
+    for i in progress.bar(range(0, len(photos), batch), desc="cloaking", unit="batch"):
+        x = photos[i : i + batch]
         with torch.no_grad():
             clean = [features(e, x) for e in extractors]
-        moved = (x + noise[i : i + BATCH]).clamp(0, 1)
+        moved = (x + noise[i : i + batch]).clamp(0, 1)
         for _ in range(steps):
             moved = moved.detach().requires_grad_(True)
             views = [moved, gaussian_blur(moved, 7, [3.0, 3.0])] if smooth else [moved]

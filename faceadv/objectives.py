@@ -21,7 +21,7 @@ from torch import nn
 
 from faceadv.errors import Invalid
 from faceadv.images import believing, check_images
-from faceadv.precision import autocast, in_parts
+from faceadv.precision import autocast, in_parts, together
 from faceadv.recognisers import Recogniser
 
 __all__ = ["Objective", "dodging", "ensemble", "impersonation", "success", "targeted", "untargeted"]
@@ -173,7 +173,7 @@ def success(objective: Objective, images: torch.Tensor) -> torch.Tensor:
         return answer(objective(images[part], part, exact=True), len(part))[1].cpu()
 
     with autocast(images.device, fast=False):
-        return torch.cat([torch.zeros(0, dtype=torch.bool), *in_parts(hit, rows, BATCH)])
+        return torch.cat([torch.zeros(0, dtype=torch.bool), *in_parts(hit, rows, together(BATCH, images.device))])
 
 
 def answer(given: tuple, count: int) -> tuple[torch.Tensor, torch.Tensor]:

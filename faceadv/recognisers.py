@@ -13,7 +13,7 @@ from faceadv.errors import Invalid
 from faceadv.faces import FaceSet
 from faceadv.images import check_images
 from faceadv.networks import dlib, facenet, frbench, mobilefacenet, mobilenet
-from faceadv.precision import autocast
+from faceadv.precision import autocast, together
 from faceadv.store import cache, progress, weights
 from faceadv.store.paths import nearest
 
@@ -21,6 +21,7 @@ __all__ = ["NAMES", "PRECISIONS", "Recogniser", "device_of", "embed_all", "embed
 
 NAMES = ("dlib", "mobilefacenet", "mobilenet-vggface2", "facenet-vggface2", "facenet-casia")
 PRECISIONS = ("auto", "float32")
+BATCH = 32
 MANY = 2000  # images from which on a progress bar is shown
 
 
@@ -110,17 +111,20 @@ def known(name: str) -> bool:
 
 
 @torch.no_grad()
-def embed_all(recogniser: Recogniser, images: torch.Tensor | np.ndarray | FaceSet, batch: int = 32) -> torch.Tensor:
+def embed_all(
+    recogniser: Recogniser, images: torch.Tensor | np.ndarray | FaceSet, batch: int | None = None
+) -> torch.Tensor:
     """Embeddings (N, D) float32 on the CPU of many images, without gradients.
 
     Parameters
     ----------
     recogniser : one of ``load``
     images : a tensor as ``embed`` takes it, an 8-bit array or tensor (N, 3, H, W), or a FaceSet
-    batch : how many are embedded at once
+    batch : how many are embedded at once, by default 32, on a GPU 256
     """
     images = getattr(images, "chips", images)  # they stay on the disk; a FaceSet's ``images`` would all be in memory
     device = device_of(recogniser)
+    batch = together(BATCH, device) if batch is None else batch
     starts = range(0, max(1, len(images)), batch)  # no images make one empty batch
     if len(images) > MANY:
         starts = progress.bar(starts, desc=f"embedding by {recogniser.name}", unit="batch")
