@@ -242,7 +242,7 @@ def execute(path, out, device):
     with contextlib.suppress(ImportError):
         from faceadv.course import run
 
-        (result,) = run.run([path.stem], "smoke", {"device": device}, out=out, fresh=True)
+        (result,) = run.run([path.stem], "smoke", {"device": device}, out=out / path.stem, fresh=True)
         return {"failed": result.error} if result.error else None
     cells = json.loads(path.read_text())["cells"]
     profile = yaml.safe_load((path.parent / "profiles" / "smoke.yaml").read_text())

@@ -71,7 +71,7 @@ def pair(device):
 
 ATTACKS = {
     "FGSM": lambda x, o: attacks.fgsm(x, o, eps=4 / 255),
-    "I-FGSM": lambda x, o: attacks.ifgsm(x, o, eps=4 / 255, steps=2, keep_best=True),
+    "I-FGSM": lambda x, o: attacks.ifgsm(x, o, eps=4 / 255, alpha=1 / 255, steps=2, keep_best=True),
     "I-FGVM": lambda x, o: attacks.ifgvm(x, o, eps=4 / 255, alpha=1.0, steps=2),
     "P-FGVM": lambda x, o: attacks.pfgvm(x, o, alpha=0.5, lam=0.1, steps=2),
     "PGD": lambda x, o: attacks.pgd(x, o, eps=4 / 255, steps=3, stop_early=True, batch=3),
@@ -92,8 +92,8 @@ def test_attacks_give_what_they_give_on_the_cpu(attack, chips, device):
             assert attacked.device.type == torch.device(where).type
             made.append((attacked.cpu(), objectives.success(objective, attacked)))
     for (cpu, won), (gpu, won_there) in zip(made[:2], made[2:]):
-        # a sign can turn where a gradient is 0 up to rounding
-        assert ((cpu - gpu).abs() > 1e-4).float().mean() < 0.01
+        # a sign can turn where a gradient is 0 up to rounding, and L2 steps follow gradients that differ a little
+        assert ((cpu - gpu).abs() > 1e-3).float().mean() < 0.01
         assert torch.equal(won, won_there)
 
 
@@ -216,7 +216,7 @@ def test_what_leads_to_numbers_and_pictures_takes_any_device(orl, chips, device)
     for measure in (metrics.l2, metrics.linf, metrics.ssim):
         value = measure(x, moved)
         assert value.device.type == "cpu"
-        torch.testing.assert_close(value, measure(x.cpu(), moved.cpu()))
+        torch.testing.assert_close(value, measure(x.cpu(), moved.cpu()), rtol=1e-4, atol=1e-5)
     assert metrics.rate(x[:, 0, 0, 0] > 0, x[:, 0, 0, 0] > 0.5)[0] == 1
     assert images.jpeg(x, 75).device == device
     assert all(method(x, strength).device == device for method, strength in classic.METHODS.values())
