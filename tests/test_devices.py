@@ -46,6 +46,9 @@ if WHERE == "emulated":  # known to torch, it would break the backward pass on a
     sys.path.insert(0, str(Path(__file__).parent / "emulated_gpu"))
     import emulated
 
+# how far a real GPU's numbers, and its pixels, may be from the CPU's
+LOOSE = {} if WHERE == "emulated" else {"rtol": 1e-4, "atol": 1e-5}
+NEAR = 1e-4 if WHERE == "emulated" else 1e-3
 only_emulated = pytest.mark.skipif(WHERE != "emulated", reason="about the emulated device")
 
 
@@ -92,8 +95,8 @@ def test_attacks_give_what_they_give_on_the_cpu(attack, chips, device):
             assert attacked.device.type == torch.device(where).type
             made.append((attacked.cpu(), objectives.success(objective, attacked)))
     for (cpu, won), (gpu, won_there) in zip(made[:2], made[2:]):
-        # a sign can turn where a gradient is 0 up to rounding, and L2 steps follow gradients that differ a little
-        assert ((cpu - gpu).abs() > 1e-3).float().mean() < 0.01
+        # a sign can turn where a gradient is 0 up to rounding
+        assert ((cpu - gpu).abs() > NEAR).float().mean() < 0.01
         assert torch.equal(won, won_there)
 
 
@@ -216,7 +219,7 @@ def test_what_leads_to_numbers_and_pictures_takes_any_device(orl, chips, device)
     for measure in (metrics.l2, metrics.linf, metrics.ssim):
         value = measure(x, moved)
         assert value.device.type == "cpu"
-        torch.testing.assert_close(value, measure(x.cpu(), moved.cpu()), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(value, measure(x.cpu(), moved.cpu()), **LOOSE)
     assert metrics.rate(x[:, 0, 0, 0] > 0, x[:, 0, 0, 0] > 0.5)[0] == 1
     assert images.jpeg(x, 75).device == device
     assert all(method(x, strength).device == device for method, strength in classic.METHODS.values())

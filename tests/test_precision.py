@@ -26,6 +26,11 @@ def test_exact_reaches_what_is_nested_in_it(with_bfloat16):
     assert computed() == torch.float32
 
 
+def test_a_gpu_takes_more_images_at_once():
+    assert precision.together(64, "cpu") == precision.together(64, torch.device("cpu")) == 64
+    assert precision.together(64, "cuda") == precision.together(64, torch.device("cuda", 1)) == 512
+
+
 def test_tensor_float_32_is_off_where_it_counts_and_back_afterwards():
     matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv
     before = matmul.fp32_precision, convolution.fp32_precision
