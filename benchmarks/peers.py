@@ -29,6 +29,7 @@ from faceadv.store import progress
 from faceadv.store.paths import PROJECT
 
 NETWORKS = ("dlib", "mobilefacenet", "facenet-vggface2")
+PGD = tuple(f"PGD on {name}" for name in NETWORKS)
 RECORD = PROJECT / "results" / "peers.json"
 
 
@@ -188,8 +189,9 @@ def measure(chips=32, steps=20, repeats=5, restored=8, sampling_steps=20, networ
 
 
 def table(record):
-    """The record as the README's table: one line per library, one column per network."""
+    """The record as the README's table: one line per library, one column per network that there still is."""
     by_name = {entry["name"]: entry for entry in record["numbers"]}
+    by_name = {name: entry for name, entry in by_name.items() if name.startswith(("DDNM", *PGD))}
     columns = list(dict.fromkeys(name.split(": ")[0] for name in by_name))
     libraries = list(dict.fromkeys(name.split(": ")[1] for name in by_name if " / " not in name))
     lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
