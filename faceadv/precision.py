@@ -82,7 +82,7 @@ def autocast(device: torch.device | str, fast: bool = True) -> Iterator[None]:
 def together(batch: int, device: torch.device | str) -> int:
     """How many images a device takes at once: ``batch`` on a CPU, eight times as many on a GPU.
 
-    With fewer a GPU would wait for kernels to be started. Where they do not fit, attacks go on with less (``in_parts``).
+    With fewer a GPU would wait for kernels to be started. Where they do not fit, attacks take less (``in_parts``).
     """
     return batch if torch.device(device).type == "cpu" else 8 * batch
 
