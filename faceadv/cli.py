@@ -80,15 +80,15 @@ def _run(names, profile, overrides, out, fresh, scheduler, workers, update):
     run, profiles, names = _load("course.run"), _load("course.profiles"), list(names) or ["all"]
     several = any("," in value for value in overrides.values())  # or the value of a parameter that is a list
     several = several and len(profiles.spread(run.select(names), overrides)) > 1
-    if update and (profile != "orl" or overrides):
-        raise Invalid("--update always uses the profile orl as it is: leave --profile and -p out.")
+    if update and (profile not in ("orl", "lfw") or overrides):
+        raise Invalid("--update uses the profile orl or lfw as it is: leave other profiles and -p out.")
     if not several and (scheduler != "single" or workers is not None):
         raise Invalid("--scheduler and --workers are for several values of a parameter, such as -p eps_255 1,2.")
     # SIGTERM ends the run as Ctrl-C does, so that no kernel is left
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if update:
-            results = run.update(names, out=out, fresh=fresh)
+            results = run.update(names, profile, out=out, fresh=fresh)
         elif several:
             _, results = run.sweep(names, profile, overrides, out, scheduler, workers, fresh=fresh)
         else:
@@ -182,7 +182,7 @@ WORKERS = Option(["--workers"], type=int, metavar="N", help="Processes of a loca
 ROOT = Option(["--root"], metavar="DIR", help="Folder with data sets instead of FACEADV_DATA.")
 COURSE = Option(["--course"], default="course", metavar="DIR", help="Folder of the course.")
 FRESH = Option(["--fresh"], is_flag=True, help="Run even what has not changed.")
-UPDATE = Option(["--update"], is_flag=True, help="Regenerate the committed notebooks and results/ with profile orl.")
+UPDATE = Option(["--update"], is_flag=True, help="Write results/ and the committed outputs anew (orl or lfw).")
 MODEL = Option(["--model"], default="dlib", metavar="NAME", help="The recogniser to protect from.")
 RESUME = Option(["--resume"], is_flag=True, help="Go on from the last checkpoint.")
 SEED = Option(["--seed"], default=0, metavar="N", help="The seed of all random numbers.")

@@ -93,7 +93,7 @@ def load(name: str | Path, root: str | Path | None = None, device: str | torch.d
     Raises
     ------
     Missing : if the photos are not there
-    Failed : if more than 5 % of them gave no chip
+    Failed : if none of them gave a chip, or of "orl" and "lfw" more than 5 % did not
     """
     device = precision.device(device)
     folder, photos = datasets.photos(name, root)
@@ -137,12 +137,14 @@ def _build(name, folder, photos, home):
                 chips[len(kept)] = result[0]
                 kept.append((photo, *result[1:]))
             bar.update(len(batch))
-    if len(skipped) > MAX_SKIPPED * len(photos):
+    if skipped:
         some = "; ".join(f"{photo}: {reason}" for photo, reason in skipped[:5])
-        raise Failed(
-            f"{len(skipped)} of {len(photos)} photos of {name} gave no chip, more than "
-            f"{MAX_SKIPPED:.0%} ({some}{'; …' if len(skipped) > 5 else ''}): remove them, or put better ones there."
-        )
+        said = f"{len(skipped)} of {len(photos)} photos of {name} gave no chip"
+        named = f"({some}{'; …' if len(skipped) > 5 else ''})"
+        if not kept or (name in ("orl", "lfw") and len(skipped) > MAX_SKIPPED * len(photos)):
+            limit = f", more than {MAX_SKIPPED:.0%}" if kept else ""
+            raise Failed(f"{said}{limit} {named}: remove them, or put better ones there.")
+        progress.log.warning("%s %s; the others are used.", said, named)
     np.save(home / "chips.npy", chips[: len(kept)])
     del chips
     (home / "all.npy").unlink()

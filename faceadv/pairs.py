@@ -1,6 +1,7 @@
 """Pairs of faces to verify, and who may be trained and tested on."""
 
 import dataclasses
+from collections.abc import Collection
 
 import numpy as np
 import torch
@@ -10,7 +11,10 @@ from faceadv.faces import FaceSet
 from faceadv.store.datasets import lfw_file
 from faceadv.store.lfw_people import dev_people
 
-__all__ = ["Pairs", "all_pairs", "calibration_and_test", "lfw_people", "lfw_view1", "lfw_view2", "sample", "triples"]
+__all__ = [
+    *("Pairs", "all_pairs", "calibration_and_test", "lfw_people", "lfw_view1", "lfw_view2", "sample", "strangers"),
+    "triples",
+]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,6 +85,40 @@ def calibration_and_test(faces: FaceSet) -> tuple[Pairs, Pairs]:
     pairs, late = all_pairs(faces), faces.labels >= len(faces.names) // 2
     first, second = late[pairs.first], late[pairs.second]
     return pairs[~first & ~second], pairs[first & second]
+
+
+def strangers(faces: FaceSet, without: Collection[str] = (), most: int = 1000, seed: int = 0) -> Pairs:
+    """Pairs of different people to choose a threshold on, none of whom is among the test pairs.
+
+    LFW: all pairs of one photo each of some people of View 1's training half. Any other set: all pairs of different
+    people within the first half of its people.
+
+    Parameters
+    ----------
+    faces : all of LFW, or any other set
+    without : names of people who must not be among them
+    most : how many people, drawn at random; only where there is one photo of each
+    seed : of the draw
+
+    Raises
+    ------
+    Invalid : if fewer than two people are left
+    """
+    if faces.name == "lfw":
+        names = [name for name in lfw_people(faces, "train") if name not in without]
+        order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))[:most].tolist()
+        wanted = {names[i] for i in order}
+        first = {faces.names[label]: row for row, label in reversed(list(enumerate(faces.labels.tolist())))}
+        rows = torch.tensor(sorted(first[name] for name in wanted), dtype=torch.int64)
+    else:
+        early = [name for name in faces.names[: len(faces.names) // 2] if name not in without]
+        rows = torch.where(torch.isin(faces.labels, torch.tensor([faces.names.index(name) for name in early])))[0]
+    one, other = torch.triu_indices(len(rows), len(rows), 1)
+    apart = faces.labels[rows[one]] != faces.labels[rows[other]]
+    if not apart.any():
+        raise Invalid(f"A threshold needs at least two people of {faces.name} who are not attacked.")
+    first, second = rows[one[apart]], rows[other[apart]]
+    return Pairs(first, second, torch.zeros_like(first, dtype=torch.bool), torch.zeros_like(first))
 
 
 def sample(pairs: Pairs, per_kind: int, seed: int = 0) -> Pairs:

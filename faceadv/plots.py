@@ -17,7 +17,10 @@ from matplotlib.figure import Figure
 
 from faceadv.images import to_pil
 
-__all__ = ["DASHES", "MARKERS", "array", "attacks", "curves", "grid", "picture", "signed", "slider", "sweep", "theme"]
+__all__ = [
+    *("DASHES", "MARKERS", "array", "attacks", "curves", "dots", "grid", "picture", "pipeline", "signed", "slider"),
+    *("sweep", "theme"),
+]
 
 MARKERS = "os^Dv*"  # lines differ by marker and dash too, so that they can be told apart in grey
 DASHES = ["-", "--", ":", "-."]
@@ -92,6 +95,58 @@ def attacks(
         for axis, (head, image, below) in zip(axes[row], panels):
             picture(axis, image, head if row == 0 else "", below)
     return figure
+
+
+def pipeline(
+    stages: Sequence[tuple[torch.Tensor | str, str]], marks: Mapping[int, str] | None = None, size: float = 1.6
+) -> Figure:
+    """The way of a photo through a system, from left to right.
+
+    Parameters
+    ----------
+    stages : pairs of an image (3, H, W), or words that stand in a box, and the words below it
+    marks : for some positions of ``stages``, words above it with an arrow: who attacks there, or what is trained
+    size : width of a stage in inches
+    """
+    figure, axis = plt.subplots(figsize=(size * len(stages), 1.45 * size))
+    for i, (what, below) in enumerate(stages):
+        x = 1.6 * i
+        if isinstance(what, str):
+            box = {"boxstyle": "round,pad=0.6", "facecolor": "0.93", "edgecolor": "0.3"}
+            axis.text(x, 0, what, ha="center", va="center", fontsize=10, bbox=box)
+        else:
+            axis.imshow(array(what.float().clamp(0, 1).permute(1, 2, 0)), extent=(x - 0.5, x + 0.5, -0.5, 0.5))
+        axis.text(x, -0.6, below, ha="center", va="top", fontsize=10)
+        if i:
+            axis.annotate("", (x - 0.56, 0), (x - 1.04, 0), arrowprops={"arrowstyle": "-|>", "color": "0.3"})
+        if i in (marks or {}):
+            arrow = {"arrowstyle": "-|>", "color": "black", "linewidth": 1.8}
+            axis.annotate(marks[i], (x, 0.55), (x, 0.95), ha="center", fontsize=10, fontweight="bold", arrowprops=arrow)
+    axis.set(xlim=(-0.8, 1.6 * len(stages) - 0.8), ylim=(-1.05, 1.25), aspect="equal")
+    axis.axis("off")
+    return figure
+
+
+def dots(axis: Axes, rows: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    """Numbers as dots with their 95 % intervals, one line of dots for each row: easier to compare than a table.
+
+    Parameters
+    ----------
+    axis : to draw on; label and limits of its horizontal axis are left to the caller
+    rows : for each row, from the top, a mapping of series to (value, low, high), where NaN stands for "no number"
+    """
+    series = list(dict.fromkeys(name for row in rows.values() for name in row))
+    for i, name in enumerate(series):
+        places = [k for k, row in enumerate(rows.values()) if name in row]
+        value, low, high = np.array([[float(v) for v in row[name]] for row in rows.values() if name in row]).T
+        y = np.array(places) + 0.22 * (i - (len(series) - 1) / 2)
+        axis.errorbar(value, y, xerr=(value - low, high - value), fmt=MARKERS[i % 6], capsize=3, label=name)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.grid(axis="x", color="0.9")
+    if len(series) > 1:
+        axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    sns.despine(ax=axis)
 
 
 def curves(axis: Axes, x: Sequence[float], series: Mapping[str, Sequence[tuple]]) -> None:

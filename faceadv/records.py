@@ -1,5 +1,6 @@
 """Records: what a notebook measured, beside what its paper reports, as JSON; tables are made from records."""
 
+import contextlib
 import json
 import math
 import platform
@@ -16,9 +17,12 @@ import psutil
 from faceadv import __version__
 from faceadv.errors import Invalid, Missing
 from faceadv.store import threads
-from faceadv.store.paths import nearest, replacing
+from faceadv.store.paths import PROJECT, nearest, replacing
 
-__all__ = ["collect", "differences", "insert", "markdown", "number", "place", "read", "table", "write"]
+__all__ = [
+    *("beside", "collect", "committed", "differences", "insert", "markdown", "number", "place", "read", "table"),
+    "write",
+]
 
 PACKAGES = ("numpy", "torch", "torchvision", "pillow", "scikit-learn", "scipy")
 Number = SupportsFloat | None  # of Python, NumPy or torch
@@ -141,6 +145,68 @@ def read(path: str | Path) -> dict:
     return record
 
 
+def committed(profile: str, notebook: str) -> dict:
+    """The record of a notebook that ships with the project.
+
+    Parameters
+    ----------
+    profile : "lfw" or "orl"
+    notebook : its name without ".ipynb"
+
+    Raises
+    ------
+    Missing : if there is none
+    """
+    return read(place(PROJECT / "results", profile, notebook))
+
+
+def beside(
+    record: Mapping, names: Mapping[str, str] | Iterable[str], why: Mapping[str, str] | None = None, digits: int = 1
+) -> pd.DataFrame:
+    """The numbers of a record as a table: paper, LFW, ORL, and why they differ.
+
+    One of the two data sets is the record's; the other's numbers are those of ``committed``, if it has them.
+
+    Parameters
+    ----------
+    record : what ``write`` returned, in profile "lfw", or in another one, whose column is then "here"
+    names : the rows: names of numbers, or a dict of names and the words to show instead
+    why : for some of the names, why our number and the paper's differ
+    digits : after the point
+
+    Raises
+    ------
+    Invalid : for a name that neither record has
+    """
+    shown = names if isinstance(names, Mapping) else {name: name for name in names}
+    live, other = ("LFW", "ORL") if record["profile"] == "lfw" else ("here", "LFW")
+    columns = {live: _entries(record), other: {}}
+    with contextlib.suppress(Missing):
+        columns[other] = _entries(committed(other.lower(), record["notebook"]))
+    known = columns[other] | columns[live]
+    rows = {}
+    for name, words in shown.items():
+        if name not in known:
+            raise Invalid(f'The record has no number "{name}"{nearest(name, known)}.')
+        row = {"paper": _shown(known[name]["paper"])}
+        row |= {column: _interval(columns[column].get(name), digits) for column in sorted(columns)}
+        rows[words] = row | {"why they differ": (why or {}).get(name, "")}
+    table = pd.DataFrame(rows).T
+    return table.loc[:, (table != "").any()]
+
+
+def _entries(record):
+    return {entry["name"]: entry for entry in record["numbers"]}
+
+
+def _interval(entry, digits):
+    """A number with its interval as a text, or nothing."""
+    if entry is None:
+        return ""
+    value, low, high = (None if v is None else f"{v:.{digits}f}" for v in (entry["value"], entry["low"], entry["high"]))
+    return value if low is None else f"{value} [{low}, {high}]"
+
+
 def differences(a: Mapping | str | Path, b: Mapping | str | Path, rtol: float = 0, atol: float = 0) -> list[str]:
     """The differences between the numbers of two records: one line for each, none if they are the same.
 
@@ -150,10 +216,7 @@ def differences(a: Mapping | str | Path, b: Mapping | str | Path, rtol: float = 
     rtol : the share by which values and intervals may differ
     atol : the difference that they may have in any case; two distances of 0, say, differ by rounding
     """
-    a, b = (
-        {entry["name"]: entry for entry in (record if isinstance(record, dict) else read(record))["numbers"]}
-        for record in (a, b)
-    )
+    a, b = (_entries(record if isinstance(record, dict) else read(record)) for record in (a, b))
     found = [f"{name} is in one record only" for name in a.keys() ^ b.keys()]
     for name in a.keys() & b.keys():
         for key in sorted(a[name].keys() | b[name].keys()):
@@ -170,7 +233,7 @@ def table(record: Mapping, names: Iterable[str] | Mapping[str, str] | None = Non
     names: the rows in their order, all by default: a list of names, or a dict of names and the words to show instead.
     Raises ``Invalid`` for a name that the record does not have.
     """
-    entries = {entry["name"]: entry for entry in record["numbers"]}
+    entries = _entries(record)
     names = list(entries) if names is None else names
     for name in names:
         if name not in entries:

@@ -14,7 +14,7 @@ from faceadv.errors import Invalid
 from faceadv.pairs import Pairs
 from faceadv.recognisers import Recogniser
 
-__all__ = ["accuracy", "best_threshold", "pair_distances", "rank1", "roc", "ten_folds", "threshold_at_far"]
+__all__ = ["accuracy", "best_threshold", "pair_distances", "roc", "ten_folds", "threshold_at_far"]
 
 AT_ONCE = 2**22  # numbers of a temporary result: 16 MB
 Flags = Sequence | np.ndarray | torch.Tensor
@@ -106,21 +106,3 @@ def roc(distances: np.ndarray, same: Flags) -> tuple[np.ndarray, np.ndarray, flo
     """False accept rates, true accept rates and the area under the curve."""
     far, tar, _ = roc_curve(np.asarray(same, dtype=bool), -np.asarray(distances))
     return far, tar, float(roc_auc_score(np.asarray(same, dtype=bool), -np.asarray(distances)))
-
-
-@torch.no_grad()
-def rank1(embeddings: torch.Tensor, labels: torch.Tensor) -> float:
-    """Share of photos (embeddings (N, D), labels (N,)) whose nearest other photo shows the same person.
-
-    Raises ``Invalid`` if there are fewer than two photos.
-    """
-    if len(embeddings) < 2:
-        raise Invalid("There is no nearest other photo: give at least two photos.")
-    rows, nearest = max(1, AT_ONCE // len(embeddings)), []
-    for start in range(0, len(embeddings), rows):
-        distances = torch.cdist(embeddings[start : start + rows], embeddings)
-        itself = torch.arange(len(distances), device=distances.device)
-        distances[itself, start + itself] = float("inf")
-        nearest.append(distances.argmin(1))
-    labels = torch.as_tensor(labels)
-    return float((labels[torch.cat(nearest).to(labels.device)] == labels).float().mean())

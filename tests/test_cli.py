@@ -231,25 +231,27 @@ def test_run_passes_on_what_was_asked(stand_in, capsys):
         calls.append((names, profile, overrides, out, fresh))
         return [types.SimpleNamespace(status="reused")]
 
-    def update(names, out, fresh):
-        calls.append((names, "update"))
+    def update(names, profile, out, fresh):
+        calls.append((names, "update", profile))
         return [types.SimpleNamespace(status="failed")]
 
     stand_in("course.run", run=run, update=update, summary=lambda results: "the table")
     assert cli.main(["run", "00", "01", "-p", "lr", "1e-3", "-p", "eps", "-1", "--fresh"]) == 0
     assert cli.main(["run", "--profile", "smoke", "--out", "o"]) == 0
     assert cli.main(["run", "00", "--update"]) == 1
+    assert cli.main(["run", "00", "--update", "--profile", "lfw"]) == 1
     assert calls == [
         (["00", "01"], "orl", {"lr": "1e-3", "eps": "-1"}, "build", True),
         (["all"], "smoke", {}, "o", False),
-        (["00"], "update"),
+        (["00"], "update", "orl"),
+        (["00"], "update", "lfw"),
     ]
     assert "the table" in capsys.readouterr().out
-    assert cli.main(["run", "--update", "--profile", "lfw"]) == 2
-    assert "leave --profile and -p out" in capsys.readouterr().err
+    assert cli.main(["run", "--update", "--profile", "smoke"]) == 2
+    assert "leave other profiles and -p out" in capsys.readouterr().err
     for more in (["--workers", "0"], ["--workers", "2"], ["--scheduler", "local"]):
         assert cli.main(["run", "00", *more]) == 2
         told = capsys.readouterr().err
         assert told.startswith("faceadv: --scheduler and --workers are for several values of a parameter")
         assert told.count("\n") == 1
-    assert len(calls) == 3
+    assert len(calls) == 4

@@ -234,7 +234,6 @@ def test_what_leads_to_numbers_and_pictures_takes_any_device(orl, chips, device)
     every = pairs.all_pairs(there)
     d = verification.pair_distances(recogniser, found.to(device), every)
     np.testing.assert_allclose(d, verification.pair_distances(recogniser, found, every), atol=1e-5)
-    assert verification.rank1(found.to(device), there.labels) > 0.9
 
 
 def test_a3gn(chips, device):

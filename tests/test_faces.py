@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from faceadv import align, faces
+from faceadv.store import datasets
 
 
 @pytest.fixture
@@ -117,12 +118,27 @@ def test_photos_of_every_kind(photos, cache, tmp_path):
         assert (chip - data.images[0]).abs().mean() < 0.03
 
 
-def test_too_many_skipped_is_an_error_and_leaves_nothing(photos, cache):
+def test_of_a_known_set_few_may_be_skipped_of_own_photos_many(photos, cache, monkeypatch, caplog):
     (photos / "person0" / "broken.jpg").write_text("no photo")
     Image.new("RGB", (200, 200)).save(photos / "person0" / "black.png")
+    own = faces.load(photos)
+    assert len(own) == 20
+    assert sorted(file.name for file, _ in own.skipped) == ["black.png", "broken.jpg"]
+    assert "2 of 22 photos" in caplog.text
+    assert "the others are used" in caplog.text
+    shutil.rmtree(cache)
+    known = datasets.photos(photos)
+    monkeypatch.setattr(datasets, "photos", lambda name, root=None: known)
     with pytest.raises(RuntimeError, match=r"2 of 22 photos .* more than 5%.*unreadable.*: remove them"):
-        faces.load(photos)
+        faces.load("lfw")
     assert list((cache / "chips").iterdir()) == []
+
+
+def test_a_folder_without_a_single_face_is_an_error(tmp_path, cache):
+    (tmp_path / "own" / "ann").mkdir(parents=True)
+    Image.new("RGB", (200, 200)).save(tmp_path / "own" / "ann" / "black.png")
+    with pytest.raises(RuntimeError, match=r"1 of 1 photos .* gave no chip.*black.png: no face found.*: remove them"):
+        faces.load(tmp_path / "own")
 
 
 def test_missing_folders(tmp_path):

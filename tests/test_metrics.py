@@ -50,24 +50,76 @@ def test_groups_widen_the_interval():
         metrics.bootstrap([])
 
 
-def test_a_rate_of_all_or_nothing_is_not_certain():
-    people = np.repeat(range(20), 3)
-    share, low, high = metrics.rate(np.ones(60), people)
-    assert (share, high) == (1, 1)
-    assert low == pytest.approx(0.025 ** (1 / 20))
-    assert metrics.rate(np.zeros(60), people) == pytest.approx((0, 0, 1 - low))
-    mixed = np.arange(60) % 4 == 0
-    assert metrics.rate(mixed, people) == metrics.bootstrap(mixed, people)
+def drawn(random, share, people, photos, alike):
+    """Hits of people with so many photos each, and their labels; alike: the correlation within a person."""
+    spread = (1 - alike) / alike
+    each = random.beta(share * spread, (1 - share) * spread, people)
+    return (random.random((people, photos)) < each[:, None]).ravel(), np.repeat(range(people), photos)
+
+
+@pytest.mark.parametrize("people", [12, 40])
+@pytest.mark.parametrize("photos", [1, 3, 20])
+@pytest.mark.parametrize("alike", [0.01, 0.5])
+@pytest.mark.parametrize("share", [0.5, 0.95])
+def test_the_interval_of_a_rate_covers_it_as_often_as_it_says(people, photos, alike, share):
+    random = np.random.default_rng(0)
+    found = [metrics.rate(*drawn(random, share, people, photos, alike)) for _ in range(200)]
+    assert np.mean([low <= share <= high for _, low, high in found]) >= 0.9
+    again = [metrics.gain(*hits) for hits in both(random, share, people, photos, alike)]
+    assert np.mean([low <= 0 <= high for _, low, high in again]) >= 0.9
+
+
+def both(random, share, people, photos, alike):
+    """200 times the hits of two ways that are equally good, and the labels."""
+    for _ in range(200):
+        hits, groups = drawn(random, share, people, photos, alike)
+        yield (
+            hits,
+            np.where(random.random(len(hits)) < 0.5, hits, drawn(random, share, people, photos, alike)[0]),
+            groups,
+        )
+
+
+def test_independent_hits_have_wilson_s_interval():
+    hits = np.arange(4000) % 4 == 0
+    exact = binomtest(1000, 4000).proportion_ci(0.95, method="wilson")
+    assert metrics.rate(hits, range(4000))[1:] == pytest.approx((exact.low, exact.high), abs=2e-4)
+
+
+def test_a_rate_does_not_jump_where_all_agree():
+    """Before: 97.5 % had [92, 100] and 100 % [80, 100]."""
+    people, widths = np.repeat(range(20), 10), []
+    for misses in range(6):
+        hits = np.arange(200) % 10 >= (np.arange(200) // 10 < misses)  # one miss each of so many people
+        share, low, high = metrics.rate(hits, people)
+        assert share == 1 - misses / 200
+        assert low < share <= high <= 1
+        assert metrics.rate(~hits, people) == pytest.approx((1 - share, 1 - high, 1 - low))
+        widths.append(high - low)
+    assert widths[:4] == sorted(widths[:4], reverse=True)
+    assert widths[0] < 0.12
+    assert widths[0] < 1.5 * widths[1]
+
+
+def test_a_gain_does_not_vanish_where_both_agree():
+    """Before: a bootstrap of differences that are all 0 claimed certainty, [0, 0]."""
+    people, same = np.repeat(range(20), 10), np.arange(200) % 3 == 0
+    change, low, high = metrics.gain(same, same, people)
+    assert change == 0
+    assert -0.2 < low < -0.05
+    assert high == -low
+    won = same | (np.arange(200) % 7 == 0)
+    change, low, high = metrics.gain(won, same, people)
+    assert 0 < low < change < high
+    assert metrics.gain(same, won, people) == pytest.approx((-change, -high, -low))
+    assert metrics.gain(np.ones(200), np.zeros(200), people)[1] < 0.95
 
 
 @pytest.mark.parametrize("hits", [np.arange(60) % 3 == 0, np.full(60, 1 / 3)])
 def test_a_rate_on_which_all_people_agree_is_not_certain(hits):
     share, low, high = metrics.rate(hits, np.repeat(range(21), 3)[:60])
     assert share == pytest.approx(1 / 3)
-    assert low < 0.2 < 0.5 < high  # of 20 people
-    # seven of 21, where the binomial interval has whole numbers
-    exact = binomtest(7, 21).proportion_ci(0.95, method="exact")
-    assert metrics.rate(np.full(21, 1 / 3), range(21))[1:] == pytest.approx((exact.low, exact.high))
+    assert low < 0.27 < 0.4 < high  # of 20 people
 
 
 @pytest.mark.parametrize("groups", [None, 5000, 700])
@@ -103,9 +155,11 @@ def test_one_value_or_group_has_a_mean_without_interval(values, groups):
 
 def test_a_rate_over_one_group_is_not_certain_either():
     assert metrics.rate([True, False], [1, 1]) == (0.5, 0, 1)
-    assert metrics.rate([True, True], [1, 1]) == pytest.approx((1, 0.025, 1))
-    with pytest.raises(ValueError, match="no values"):
-        metrics.rate([], [])
+    assert metrics.rate([True, True], [1, 1]) == (1, 0, 1)
+    assert metrics.gain([True, True], [False, True], [1, 1]) == (0.5, -1, 1)
+    for ask in (metrics.rate, lambda hits, groups: metrics.gain(hits, hits, groups)):
+        with pytest.raises(ValueError, match="no values"):
+            ask([], [])
 
 
 def test_lists_arrays_and_tensors_give_the_same():

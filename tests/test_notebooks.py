@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,6 @@ import pytest
 from faceadv import records
 from faceadv.course import notebook as notebooks
 from faceadv.course import profiles, run
-from faceadv.store.paths import PROJECT
 
 NOTEBOOKS = run.select(["all"])
 
@@ -65,18 +65,19 @@ def test_runs_silently_and_replays_on_a_gpu_to_the_same_numbers(path, tmp_path, 
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_committed_outputs_are_of_this_source_and_profile_orl(path):
+def test_committed_outputs_are_of_this_source_and_of_the_profile_it_is_read_in(path):
     notebook = nbformat.read(path, as_version=4)
+    profile = "lfw" if path.stem in run.ON_LFW else "orl"
     edited = f"{path.name} was edited after it ran: make update"
     assert notebook.metadata["faceadv"]["source_sha256"] == notebooks.source_sha256(notebook), edited
-    assert notebook.metadata["faceadv"]["profile"] == "orl"
+    assert notebook.metadata["faceadv"]["profile"] == profile
     # minutes on two cores; on one, busy and without bfloat16, near an hour
     assert notebook.metadata["faceadv"]["seconds"] < 3600
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in code)
     assert not [o for cell in code for o in cell.outputs if o.output_type == "error"]
-    record = records.read(records.place(PROJECT / "results", "orl", path.stem))
-    assert record["profile"] == "orl"
+    for each in {"orl", profile}:
+        assert records.committed(each, path.stem)["profile"] == each
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -85,3 +86,21 @@ def test_every_profile_fits_the_notebook(path):
     for profile in profiles.names():
         assert profiles.parameters(profile, path).get("profile", profile) == profile
         assert profiles.parameters(profile, path) | profiles.load(profile)[path.stem]
+
+
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem in run.ON_LFW], ids=lambda path: path.stem)
+def test_a_notebook_is_made_of_small_cells_and_has_all_its_parts(path):
+    cells = nbformat.read(path, as_version=4).cells
+    lengths = [len(cell.source.splitlines()) for cell in cells if cell.cell_type == "code"]
+    assert statistics.median(lengths) <= 8
+    assert max(lengths) <= 25
+    assert not [cell.source for cell in cells if cell.cell_type == "code" and ".cpu()" in cell.source]
+    prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    for part in ("| symbol | meaning |", r"\tag{1}", "## What to take away", "## Exercises", "**How to go on.**"):
+        assert part in prose
+    exercises = prose.split("## Exercises")[1].split("**How to go on.**")[0]
+    count = len(re.findall(r"^\d+\. ", exercises, re.MULTILINE))
+    assert count == exercises.count("<details><summary>Hint</summary>") >= 5
+    references = [line for line in prose.split("## References")[1].splitlines() if line.startswith("- ")]
+    assert len(references) >= 6
+    assert [line for line in references if "](http" not in line] == []

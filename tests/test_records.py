@@ -100,6 +100,24 @@ def test_table_and_markdown(tmp_path):
         records.table(record, ["photo"])
 
 
+def test_paper_lfw_and_here_stand_beside_one_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "PROJECT", tmp_path)
+    here = write(tmp_path / "orl.json")
+    with pytest.raises(Missing):
+        records.committed("lfw", "01_attacks")
+    alone = records.beside(here, ["success"])
+    assert list(alone.columns) == ["paper", "here"]
+    write(records.place(tmp_path / "results", "lfw", "01_attacks"), value=0.5)
+    assert records.committed("lfw", "01_attacks")["numbers"][0]["value"] == 0.5
+    table = records.beside(here, {"success": "pairs flipped", "photos": "photos"}, {"success": "other people"}, 2)
+    assert list(table.columns) == ["paper", "LFW", "here", "why they differ"]
+    assert table.loc["pairs flipped", "LFW"] == "0.50 [0.91, 0.95]"
+    assert table.loc["pairs flipped", "here"] == "0.93 [0.91, 0.95]"
+    assert table.loc["pairs flipped", "why they differ"] == "other people"
+    with pytest.raises(Invalid, match=r'no number "succes".*success'):
+        records.beside(here, ["succes"])
+
+
 def test_what_a_record_cannot_hold_is_refused_and_the_old_one_stays(tmp_path):
     path = tmp_path / "a.json"
     write(path)

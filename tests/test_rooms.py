@@ -26,8 +26,8 @@ ARROWS = {
 BASE = set(ARROWS)
 MIDDLE = BASE | {"networks", "faces", "align", "pairs"}
 SCIENCE = MIDDLE | {
-    *("adaptive", "attacks", "classic", "classifiers", "cloaks", "ddnm", "deidentify", "objectives", "purifiers"),
-    *("recognisers", "records", "trackers", "transfer", "verification"),
+    *("adaptive", "attacks", "classic", "classifiers", "cloaks", "ddnm", "deidentify", "measures", "objectives"),
+    *("purifiers", "recognisers", "records", "trackers", "transfer", "verification"),
 }
 MAY_IMPORT = {
     **ARROWS,
@@ -167,4 +167,4 @@ def test_the_package_stays_small():
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
                 lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
         count += len(lines)
-    assert count < 5300
+    assert count < 5450

@@ -230,6 +230,19 @@ def test_key_knows_the_photos_of_a_folder_that_is_a_parameter(course, tmp_path):
     assert run._key(path, {"own_folder": str(tmp_path)}, "") != run._key(path, {"own_folder": ""}, "")
 
 
+def test_a_relative_folder_is_meant_from_where_the_command_is_typed(course, tmp_path, monkeypatch):
+    course("00_a", "print(own_folder)")
+    person = tmp_path / "mine" / "ann"
+    person.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert run._folder("own_folder", "mine") == str(tmp_path / "mine")
+    assert run._folder("faces_name", "lfw") == "lfw"
+    assert run._folder("own_folder", "") == ""
+    assert run._folder("steps", 3) == 3
+    with pytest.raises(run.Invalid, match=r"there is no folder .*elsewhere"):
+        run._folder("own_folder", "elsewhere")
+
+
 def test_libraries_that_make_numbers_are_in_the_key():
     assert {"torch", "numpy", "diffusers", "torchmetrics", "torchvision"} <= set(cache.LIBRARIES)
 
@@ -338,6 +351,20 @@ def test_update_writes_outputs_and_records_but_no_path_of_this_machine(course, t
     assert after.metadata.faceadv.source_sha256 == notebook.source_sha256(before)
     after.cells[-1].source = "6 * 8"
     assert after.metadata.faceadv.source_sha256 != notebook.source_sha256(after)
+
+
+def test_update_writes_each_record_and_the_outputs_of_the_profile_that_is_read(course, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "ON_LFW", ("00_a",))
+    (profiles.NOTEBOOKS / "profiles" / "lfw.yaml").write_text("all: {profile: lfw}\n")
+    on_lfw, on_orl = (course(name, WORKING.replace("00_a", name)) for name in ("00_a", "01_b"))
+    run.update("all", out=tmp_path / "out")
+    assert (printed(on_lfw), "notebooks" in printed(on_orl)) == ("", True)
+    before = on_orl.read_bytes()
+    run.update("all", "lfw", out=tmp_path / "out")
+    assert "notebooks" in printed(on_lfw)
+    assert on_orl.read_bytes() == before
+    written = {path.relative_to(tmp_path / "committed").as_posix() for path in (tmp_path / "committed").rglob("*.json")}
+    assert written == {f"{profile}/{name}.json" for profile in ("orl", "lfw") for name in ("00_a", "01_b")}
 
 
 def test_the_kernel_is_this_interpreter_whatever_is_installed(tmp_path):

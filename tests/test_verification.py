@@ -46,23 +46,6 @@ def test_distances_of_no_pairs_and_of_embeddings_with_gradients():
     assert np.array_equal(with_gradient, verification.pair_distances(Ruler(), embeddings.detach(), pairs))
 
 
-def test_rank1_in_parts(monkeypatch):
-    generator = torch.Generator().manual_seed(0)
-    embeddings, labels = torch.randn(3000, 4, generator=generator), torch.randint(9, (3000,), generator=generator)
-    sizes, cdist = [], torch.cdist
-    monkeypatch.setattr(verification.torch, "cdist", lambda a, b: sizes.append(len(a) * len(b)) or cdist(a, b))
-    share = verification.rank1(embeddings, labels.int())
-    assert max(sizes) <= 2**22
-    squared = ((embeddings[:, None].double() - embeddings[None].double()) ** 2).sum(-1).fill_diagonal_(torch.inf)
-    assert share == pytest.approx((labels[squared.argmin(1)] == labels).float().mean().item(), abs=2e-3)
-    assert 0.05 < share < 0.3
-
-
-def test_rank1_needs_another_photo():
-    with pytest.raises(ValueError, match="two photos"):
-        verification.rank1(torch.zeros(1, 4), torch.zeros(1))
-
-
 @pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, bool])
 def test_same_may_be_integers(dtype):
     random = np.random.default_rng(0)

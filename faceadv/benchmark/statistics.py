@@ -32,16 +32,16 @@ def lines(record: Mapping) -> pd.DataFrame:
     return pd.DataFrame(found, columns=[*KEYS, "right", "low", "high", "n"])
 
 
-def summary(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """One line for each row: its keys, right, low, high, n, spread, l2, linf, ms, attack_ms.
 
-    ``right`` is the share of right decisions in %, with a 95 % interval: a bootstrap over people, whose pairs of all
-    seeds are drawn together. ``spread`` is the standard deviation between seeds, in points. ``ms`` and ``attack_ms``
-    are what the defence and the attack took for an image.
+    ``right`` is the share of right decisions in %, with the 95 % interval of ``metrics.rate`` over people, whose pairs
+    of all seeds belong together. ``spread`` is the standard deviation between seeds, in points. ``ms`` and
+    ``attack_ms`` are what the defence and the attack took for an image.
     """
     lines = []
     for row in rows.to_dict("records"):
-        value, low, high = (100 * v for v in metrics.rate(row["right"], row["who"], seed=seed))
+        value, low, high = (100 * v for v in metrics.rate(row["right"], row["who"]))
         by_seed = 100 * pd.Series(row["right"]).groupby(row["seed"]).mean()
         lines.append(
             {key: row[key] for key in KEYS}

@@ -34,6 +34,8 @@ __all__ = ["KERNEL_ENVIRONMENT", "RESULTS", "Result", "run", "select", "summary"
 
 PACKAGE = Path(__file__).parents[1]
 RESULTS = PROJECT / "results"
+# these are read with the outputs of profile lfw, all others with those of orl
+ON_LFW = ("00_faces_and_recognisers", "01_attacks", "02_deidentification")
 KERNEL_ENVIRONMENT = {
     **threads.ENVIRONMENT,
     "PYTHONHASHSEED": "0",
@@ -81,7 +83,7 @@ def run(
     ----------
     names : one or several of 00, 00_faces, all
     profile : the named set of parameters
-    overrides : other parameters, name to value
+    overrides : other parameters, name to value; a relative folder is meant from the current one
     out : the folder to write into
     fresh : run also what finished before and depends on nothing that has changed since; otherwise its copy is kept
 
@@ -91,6 +93,7 @@ def run(
     Failed : if ``out`` cannot be written, or if another run is writing into it
     """
     out, jobs, results = Path(out).resolve(), [], []
+    overrides = {name: _folder(name, value) for name, value in (overrides or {}).items()}
     for path in select(names):
         values, known = profiles.parameters(profile, path, overrides), profiles.declared(path)
         given = {"profile": profile, "results_dir": str(out / "results")}
@@ -111,6 +114,16 @@ def run(
                 print(f"{label}: {'nothing changed, executed copy reused' if old else words}", file=sys.stderr)
         page.write_index(out, profile)
     return results
+
+
+def _folder(name, value):
+    """A folder of photos as the notebook must be told of it, whose own folder is another; other values as they are."""
+    if not isinstance(value, str) or not name.endswith(("_folder", "faces_name")) or value in ("", "orl", "lfw"):
+        return value
+    folder = Path(value).expanduser().resolve()
+    if not folder.is_dir():
+        raise Invalid(f"{name} must be a folder of NAME/photo.jpg: there is no folder {folder}.")
+    return str(folder)
 
 
 @contextlib.contextmanager
@@ -353,28 +366,31 @@ def _kernel():
         psutil.wait_procs(family, timeout=5)
 
 
-def update(names: Names, out: str | Path = "build", fresh: bool = False) -> list[Result]:
-    """Run notebooks under profile orl; outputs go into the committed notebooks, records into results/.
+def update(names: Names, profile: str = "orl", out: str | Path = "build", fresh: bool = False) -> list[Result]:
+    """Run notebooks; records go into results/, outputs into the committed notebooks that are read in this profile.
 
     Sources stay as they are.
 
     Parameters
     ----------
     names, out, fresh : as for ``run``, with its errors
+    profile : "orl" or "lfw"
 
     Raises
     ------
     Invalid : if an output names a folder of this machine; nothing is written then
     """
     out = Path(out).resolve()
-    results = run(names, out=out, fresh=fresh)
+    results = run(names, profile, out=out, fresh=fresh)
     done = [result for result in results if result.status != "failed"]
-    ready = [_with_outputs(result.path, out) for result in done]
-    for result, notebook in zip(done, ready):
+    shown = [result for result in done if (result.name in ON_LFW) == (profile == "lfw")]
+    ready = [_with_outputs(result.path, out) for result in shown]
+    for result, notebook in zip(shown, ready):
         _save(notebook, profiles.NOTEBOOKS / result.path.name)
-        record = records.place(out / "results", "orl", result.name)
+    for result in done:
+        record = records.place(out / "results", profile, result.name)
         if record.exists():
-            with replacing(records.place(RESULTS, "orl", result.name)) as part:
+            with replacing(records.place(RESULTS, profile, result.name)) as part:
                 part.write_bytes(record.read_bytes())
     return results
 
