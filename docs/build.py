@@ -22,6 +22,7 @@ from sphinx.cmd.build import main as sphinx
 
 from faceadv import records
 from faceadv.benchmark import grid, statistics
+from faceadv.course.page import KINDS, clean
 from faceadv.store.paths import PROJECT
 
 DOCS, BUILD = PROJECT / "docs", Path(*sys.argv[1:2] or [PROJECT / "build"]).resolve()
@@ -69,6 +70,12 @@ def notebooks(where):
         notebook, texts = nbformat.read(path, as_version=4), list(alt[path.stem])
         for cell in notebook.cells:
             cell.source = re.sub(r"\]\(\.\./data/README\.md(#[\w-]+)?\)", "](../data.md)", cell.source)
+            for output in cell.get("outputs", []):
+                data = {kind: text for kind, text in output.get("data", {}).items() if kind in KINDS}
+                for kind in data.keys() & {"text/html", "text/markdown"}:
+                    data[kind] = clean(data[kind])
+                if "data" in output:
+                    output["data"] = data
             pictures = [o for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
             if pictures:
                 # one text serves a cell: those of several figures are joined

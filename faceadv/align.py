@@ -10,12 +10,15 @@ small (< 160 pixels)  enlarged threefold and padded by repeating the border, for
 large (> 640 pixels)  shrunk to 640 on the longer side for detection; the chip is cut from the full photo
 several faces         the one with the largest area minus twice its squared distance from the centre
 no face               a second, slower look for smaller and fainter ones; then skipped, reason "no face found"
-unreadable            skipped, reason "unreadable"; also a photo over Pillow's limit of 89 megapixels
+unreadable            skipped, reason "unreadable"; also a photo over Pillow's limit of 89 megapixels,
+                      and one of floating-point numbers that are not finite
+no regular file       skipped, reason "no regular file": a pipe, or a link that leads nowhere
 ====================  =========================================================================
 """
 
 import contextlib
 import functools
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +27,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
+
+from faceadv.images import eight_bits
 
 __all__ = ["SIZE", "TEMPLATE", "align", "cut", "find_every_face", "find_landmarks", "read_photo", "similarity"]
 
@@ -49,26 +54,27 @@ def _detector(lenient=False):
 
 def read_photo(path: str | Path) -> np.ndarray:
     """A photo as (H, W, 3) uint8 RGB, upright. ``OSError`` if it cannot be read or has too many pixels."""
+    if not os.path.isfile(path):  # a pipe would be waited for
+        raise OSError(f"{path} is no regular file.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as photo:
-                photo = _eight_bits(ImageOps.exif_transpose(photo))
+                photo = eight_bits(ImageOps.exif_transpose(photo, in_place=True) or photo)
                 if photo.has_transparency_data:
                     photo = photo.convert("RGBA")
                     photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo)
-                return np.asarray(photo.convert("RGB"))
+                return _array(photo if photo.mode == "RGB" else photo.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
         raise OSError(f"{path} is not a readable photo: {e}.") from e
 
 
-def _eight_bits(photo):
-    """A grey photo of 16 bits in 8 bits, which convert() would clip at 255; any other photo as it is."""
-    if not photo.mode.startswith("I"):
-        return photo
-    grey = np.asarray(photo).clip(0, 65535)
-    has_8 = photo.mode == "I" and grey.max() < 256  # else it is "I;16", or "I" as some versions of Pillow say for it
-    return Image.fromarray((grey if has_8 else grey >> 8).astype(np.uint8))
+def _array(photo):
+    """The pixels of an RGB photo, taken in strips: as a whole they would be in memory three times."""
+    pixels = np.empty((photo.height, photo.width, 3), np.uint8)
+    for top in range(0, photo.height, 256):
+        pixels[top : top + 256] = photo.crop((0, top, photo.width, min(top + 256, photo.height)))
+    return pixels
 
 
 def _view(photo):
@@ -207,6 +213,7 @@ def align(paths: Sequence[Path]) -> list[tuple[np.ndarray, np.ndarray, int] | st
         try:
             photo = read_photo(path)
         except OSError:
+            results[i] = "unreadable" if os.path.isfile(path) or os.path.isdir(path) else "no regular file"
             continue
         if photos and sum(held.shape[0] * held.shape[1] for held in [photo, *photos.values()]) > PIXELS:
             _cut_all(photos, results)

@@ -12,9 +12,10 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from faceadv.errors import Invalid, whole
+from faceadv.metrics import finite
 from faceadv.networks.common import checked, generator
 from faceadv.objectives import BATCH, enter, evaluating, integers
-from faceadv.precision import autocast, together
+from faceadv.precision import autocast, in_parts, together
 from faceadv.store import progress
 
 __all__ = ["ModelA", "ModelB", "fit", "linear_head", "logits", "model_a", "model_b", "targets"]
@@ -172,9 +173,9 @@ def linear_head(features: Tensor, labels: Tensor, scaled: bool = False, C: float
 
     Raises
     ------
-    Invalid : for other labels
+    Invalid : for other labels, and for features that are not finite
     """
-    x, names = features.detach().cpu().numpy(), labels.cpu().numpy()
+    x, names = finite(features, "features").detach().cpu().numpy(), labels.cpu().numpy()
     scaler = StandardScaler(with_mean=scaled, with_std=scaled).fit(x)
     found = LogisticRegression(C=C, solver="newton-cg").fit(scaler.transform(x), names)
     if found.classes_.tolist() != list(range(len(found.classes_))):
@@ -195,13 +196,16 @@ def linear_head(features: Tensor, labels: Tensor, scaled: bool = False, C: float
 def logits(model: Callable, images: Tensor) -> Tensor:
     """Logits (N, people) of chips (N, 3, H, W), float32 on the CPU, without gradients.
 
-    Raises ``Invalid`` for other images and for a model in training mode.
+    Raises ``Invalid`` for other images, for a model in training mode, and for logits that are not finite.
     """
     evaluating(model)
     with autocast(images.device, fast=False):
         images = enter(images)
-        parts = images.split(together(BATCH, images.device))
-        return torch.cat([model(part).float() for part in parts]).cpu()
+        if not len(images):
+            return model(images).float().cpu()
+        rows = torch.arange(len(images), device=images.device)
+        found = in_parts(lambda part: model(images[part]).float(), rows, together(BATCH, images.device))
+        return finite(torch.cat(found).cpu(), "logits")
 
 
 def targets(scores: Tensor, labels: Tensor, rule: str, seed: int = 0) -> Tensor:
@@ -216,7 +220,7 @@ def targets(scores: Tensor, labels: Tensor, rule: str, seed: int = 0) -> Tensor:
 
     Raises
     ------
-    Invalid : for another rule, and for scores of one person only
+    Invalid : for another rule, for scores of one person only, and for scores that are not finite
     """
     labels = integers(labels).to(scores.device)
     if scores.shape[1] < 2:
@@ -224,7 +228,7 @@ def targets(scores: Tensor, labels: Tensor, rule: str, seed: int = 0) -> Tensor:
     if rule == "random":
         step = torch.randint(1, scores.shape[1], (len(labels),), generator=generator(seed))
         return (labels + step.to(labels.device)) % scores.shape[1]
-    wrong = scores.scatter(1, labels[:, None], float("-inf"))
+    wrong = finite(scores, "scores").scatter(1, labels[:, None], float("-inf"))
     if rule == "second":
         return wrong.argmax(1)
     if rule == "farthest":

@@ -11,7 +11,7 @@ from click import Argument, Command, Group, Option, UsageError, get_current_cont
 from click.exceptions import Exit
 
 from faceadv import __version__
-from faceadv.errors import Invalid, UserError
+from faceadv.errors import Invalid, UserError, sentence
 from faceadv.store import threads
 from faceadv.training import RECIPES
 
@@ -28,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     are raised, and with FACEADV_DEBUG those as well.
     """
     threads.settle()  # before a command imports torch
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be any bytes
     try:
         with cli.make_context("faceadv", list(sys.argv[1:] if argv is None else argv)) as context:
             return _show(cli.invoke(context))
@@ -42,15 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         mendable = isinstance(e, (UserError, KeyboardInterrupt)) or e.errno in MENDABLE
         if os.environ.get("FACEADV_DEBUG") or not mendable:
             raise
-        print(f"faceadv: {_sentence(e)}", file=sys.stderr)
+        print(f"faceadv: {sentence(e)}", file=sys.stderr)
         return 130 if isinstance(e, KeyboardInterrupt) else 2
-
-
-def _sentence(error):
-    if isinstance(error, (UserError, KeyboardInterrupt)):
-        return " ".join(str(error).split()) or "interrupted."
-    place = error.filename2 or error.filename or "a file"
-    return f"{place} cannot be read or written ({error.strerror.lower()}): mend that, or name another place."
 
 
 def _show(result):

@@ -33,9 +33,9 @@ from faceadv.errors import Invalid, number, whole
 from faceadv.networks import lpips
 from faceadv.networks.common import generator
 from faceadv.objectives import enter, evaluating, slope
-from faceadv.precision import has_bfloat16, together
+from faceadv.precision import has_bfloat16, in_parts, together
 from faceadv.recognisers import Recogniser
-from faceadv.store import cache, progress
+from faceadv.store import cache
 from faceadv.store.paths import nearest
 
 __all__ = ["cached", "dssim", "fawkes", "fawkes_targeted", "features", "lowkey", "multiscale", "perceptual",
@@ -205,21 +205,27 @@ def _fawkes(images, distance, settings, limit=1.0, kick=None):
     limit: the largest change of a pixel; kick: draws a random first step, for a distance without a slope at x.
     """
     photos, rho = enter(images), settings[0]
-    done = [photos[:0]]
-    parts = torch.arange(len(photos)).split(together(BATCH, photos.device)) if len(photos) else ()
-    for rows in progress.bar(parts, desc="cloaking", unit="batch"):
+    start = torch.zeros_like(photos)
+    if kick is not None:  # drawn in parts of one size, so that a seed means the same on every device
+        drawn = [torch.randn(part.shape, generator=kick) for part in photos.split(BATCH)]
+        start = 0.01 * torch.cat(drawn).sign().to(photos)
+
+    def cloaked_part(rows):
         x = photos[rows]
-        start = torch.zeros_like(x)
-        if kick is not None:  # drawn in parts of one size, so that a seed means the same on every device
-            start = 0.01 * torch.cat([torch.randn(part.shape, generator=kick) for part in x.split(BATCH)]).sign().to(x)
-        done.append(_fawkes_batch(x, start, distance(x, rows), settings, limit, adapt=kick is not None))
+        return _fawkes_batch(x, start[rows], distance(x, rows), settings, limit, adapt=kick is not None)
 
     project = within(limit)
-    cloaked = leave(torch.cat(done), images, project)
+    cloaked = leave(_in_parts(cloaked_part, photos), images, project)
     while images.dtype != torch.float32 and (over := dssim(cloaked, photos) > rho).any():  # by the rounding
         nearer = leave(photos + 0.9 * (cloaked.float() - photos), images, project)
         cloaked = torch.where(over[:, None, None, None], nearer, cloaked)
     return cloaked
+
+
+def _in_parts(function, photos):
+    """The cloaked photos that a function makes of row numbers, all of them together."""
+    parts = in_parts(function, torch.arange(len(photos)), together(BATCH, photos.device), "cloaking")
+    return torch.cat([photos[:0], *parts])
 
 
 def _fawkes_batch(x, start, distance, settings, limit, adapt):
@@ -275,20 +281,21 @@ def lowkey(
     alpha, price, draw = number("alpha", alpha, 0, 1), number("price", price, 0), generator(seed)
     _, distance = perceptual(photos.device)
     noise = (0.01 * torch.rand(photos.shape, generator=draw) - 0.005).to(photos)
-    done, batch = [photos[:0]], together(BATCH, photos.device)
-    for i in progress.bar(range(0, len(photos), batch), desc="cloaking", unit="batch"):
-        x = photos[i : i + batch]
+
+    def cloaked(rows):
+        x = photos[rows]
         with torch.no_grad():
             clean = [features(e, x) for e in extractors]
-        moved = (x + noise[i : i + batch]).clamp(0, 1)
+        moved = (x + noise[rows]).clamp(0, 1)
         for _ in range(steps):
             moved = moved.detach().requires_grad_(True)
             views = [moved, gaussian_blur(moved, 7, [3.0, 3.0])] if smooth else [moved]
             terms = [(features(e, v) - f).square().sum(1) for e, f in zip(extractors, clean) for v in views]
             gain = torch.stack(terms).mean(0) - price * distance(moved, x)
             moved = (moved + alpha * slope(gain, moved, exact).sign()).clamp(0, 1)
-        done.append(moved.detach())
-    return leave(torch.cat(done), images, within(0.005 + steps * alpha))
+        return moved.detach()
+
+    return leave(_in_parts(cloaked, photos), images, within(0.005 + steps * alpha))
 
 
 def perceptual(device: torch.device | str = "cpu") -> tuple[str, Callable[[Tensor, Tensor], Tensor]]:

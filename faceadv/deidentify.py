@@ -9,6 +9,7 @@ and others a little aside, because landmarks found again lie elsewhere (expectat
 
 import csv
 import io
+import os
 import shutil
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from PIL import Image
 from faceadv import align, attacks, metrics, objectives, recognisers
 from faceadv.errors import Invalid, Missing
 from faceadv.recognisers import Recogniser
-from faceadv.store import progress
+from faceadv.store import cache, progress
 from faceadv.store.paths import replacing
 from faceadv.store.tables import csv_safe
 
@@ -31,7 +32,7 @@ BUDGET = {"alpha": 2.0, "lam": 0.005, "steps": 100}  # of the attack
 FADE = 10  # pixels of the chip over which what is added fades out towards its border
 MARGIN = 1.2  # times the threshold: room for rounding and JPEG
 VIEWS, SHIFT, TURN = 8, 2.0, 0.04  # cuts the attack looks at: pixels of the chip; radians, and the same in scale
-REPORT = "report.csv"
+REPORT, NOTE = "report.csv", ".report.json"  # the second is for the next call
 COLUMNS = ["photo", "face", "state", "before", "after", "protected", "unseen before", "unseen after", "ssim"]
 
 
@@ -47,7 +48,8 @@ def folder(
 
     Written photos carry their colour profile and nothing else of their metadata (no EXIF, place, thumbnail or
     comment), and their rotation is applied to the pixels. Photos without a face are copied as they are, with all
-    metadata; what cannot be read is left out; both have a row that says so.
+    metadata; what cannot be read, a folder, too, is left out; both have a row that says so. The report is written
+    after each photo: when a run was stopped, the same call goes on with the photos that it does not have.
 
     There is one row per face, a dict of ``COLUMNS``, also written to ``target/report.csv``. before, after: distance of
     the photo's face to its own mirror image, and of the written file's face to the same mirror image; protected: after
@@ -57,42 +59,65 @@ def folder(
     Parameters
     ----------
     source : folder with JPEG and PNG files, in subfolders too; ``Missing`` if it is none, ``Invalid`` if it has none
-    target : folder that is empty or not there yet, neither inside ``source`` nor around it, or ``Invalid``
+    target : folder that is empty, not there yet, or of such a run, neither inside ``source`` nor around it, or
+        ``Invalid``
     model, unseen : names of the recogniser that is attacked, and of one that the attack does not know
     device : where the recognisers compute (see ``precision.device``)
     budget : alpha, lam or steps of ``attacks.pfgvm``, instead of those in ``BUDGET``
     """
     source, target = Path(source), Path(target)
-    photos = _photos(source, target)
+    names = {}
+    for path in _photos(source, target):
+        content = path if os.path.isfile(path) and os.access(path, os.R_OK) else None
+        names[cache.key(str(path.relative_to(source)), content, model, unseen, budget)] = path.relative_to(source)
+    found = _done(target, names)
     known, other = recognisers.load(model, device), recognisers.load(unseen, device)
-    rows = []
-    for path in progress.bar(photos, desc="de-identifying", unit="photo"):
-        rows += _file(path, path.relative_to(source), target, known, other, budget)
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, restval="")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: f"{v:.4f}" if isinstance(v, float) else csv_safe(v) for k, v in row.items()})
-    with replacing(target / REPORT) as part:  # a name that is not Unicode has backslashes there
-        part.write_text(text.getvalue(), encoding="utf-8", errors="backslashreplace", newline="")
-    return rows
+    _report(target, names, found)  # by which the next call knows the folder, whenever this one ends
+    for key, name in progress.bar(names.items(), desc="de-identifying", unit="photo"):
+        if key not in found:
+            found[key] = _file(source / name, name, target, known, other, budget)
+            _report(target, names, found)
+    return [row for key in names for row in found[key]]
+
+
+def _report(target, names, found):
+    """Write the rows of the photos that are done."""
+    # a name that is not Unicode has backslashes there
+    with replacing(target / REPORT) as part, open(part, "w", -1, "utf-8", "backslashreplace", "") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="")
+        writer.writeheader()
+        for row in (row for key in names for row in found.get(key, ())):
+            writer.writerow({k: f"{v:.4f}" if isinstance(v, float) else csv_safe(v) for k, v in row.items()})
+    cache.write_json(target / NOTE, found)
+
+
+def _done(target, names):
+    """What a stopped run has done, rows by key. ``Invalid`` if ``target`` is neither its folder nor empty."""
+    old = cache.read_json(target / NOTE) if target.is_dir() else None
+    taken = target.is_file() or any(target.glob("*"))
+    if taken and (old is None or (old and not old.keys() & names.keys())):
+        raise Invalid(f"{target} is there already and not an empty folder, nor one of such a run: name a new one.")
+    found = {key: rows for key, rows in (old or {}).items() if key in names and (target / names[key]).is_file()}
+    if old is not None:
+        progress.log.warning("%d of %d photos were done before.", len(found), len(names))
+    return found
 
 
 def _photos(source, target):
-    """The photos below ``source``, once it is sure that ``target`` may be filled."""
+    """The photos below ``source``, once it is sure that ``target`` lies elsewhere."""
     if not source.is_dir():
         raise Missing(f"{source} is not a folder.")
     inside, around = source.resolve(), target.resolve()
     if inside == around or inside in around.parents or around in inside.parents:
         raise Invalid(f"{target} must lie outside {source}, and not around it.")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise Invalid(f"{target} is there already and not an empty folder: name a new one.")
-    # macOS writes a file "._a.jpg", which is no photo, beside each "a.jpg"
-    photos = [path for path in source.rglob("*") if path.suffix.lower() in ENDINGS and path.name[:2] != "._"]
-    photos = sorted(path for path in photos if path.is_file())
+    photos = []  # and folders that cannot be read
+    for place, _, files in os.walk(source, onerror=lambda e: photos.append(Path(e.filename))):
+        # macOS writes a file "._a.jpg", which is no photo, beside each "a.jpg"
+        names = [file for file in files if Path(file).suffix.lower() in ENDINGS and file[:2] != "._"]
+        photos.extend(Path(place, name) for name in names)
     if not photos:
         raise Invalid(f"{source} holds no photos (JPEG or PNG).")
-    return photos
+    return sorted(photos)
 
 
 def _file(path, name, target, known, other, budget):

@@ -6,7 +6,7 @@ And the checks of options that raise them.
 import math
 from numbers import Integral, Real
 
-__all__ = ["Failed", "Invalid", "Missing", "UserError", "number", "whole"]
+__all__ = ["Failed", "Invalid", "Missing", "UserError", "number", "sentence", "whole"]
 
 
 class UserError(Exception):
@@ -23,6 +23,14 @@ class Missing(UserError, FileNotFoundError):
 
 class Failed(UserError, RuntimeError):
     """Something outside the program went wrong: a download, a full disk, a notebook."""
+
+
+def sentence(error: BaseException, place: object = "a file") -> str:
+    """What an error says to a user, in one line; ``place`` is named where an error of the disk names no file."""
+    if not isinstance(error, OSError) or isinstance(error, UserError) or not error.strerror:
+        return " ".join(str(error).split()) or "interrupted."
+    place = error.filename2 or error.filename or place
+    return f"{place} cannot be read or written ({error.strerror.lower()}): mend that, or name another place."
 
 
 def whole(name: str, value: int, low: int, high: float = math.inf) -> int:

@@ -7,6 +7,8 @@
 import dataclasses
 import functools
 import json
+import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -124,17 +126,18 @@ def fingerprint(name: str | Path, root: str | Path | None = None) -> str:
 
 def _build(name, folder, photos, home):
     """Align every photo into the folder ``home``. The chips never lie in memory all at once: LFW's are 500 MB."""
-    shape = (len(photos), 3, align.SIZE, align.SIZE)
-    chips = np.lib.format.open_memmap(home / "all.npy", mode="w+", dtype=np.uint8, shape=shape)
-    kept, skipped = [], []
-    with progress.bar(total=len(photos), desc=f"aligning {name}", unit="photo") as bar:
+    kept, skipped, shape = [], [], (3, align.SIZE, align.SIZE)
+    # written, not mapped: on a full disk, a sparse map kills the process
+    with open(home / "all", "wb") as raw, progress.bar(total=len(photos), desc=f"aligning {name}", unit="photo") as bar:
+        if hasattr(os, "posix_fallocate"):  # a disk that is too small is told now, not in ten minutes
+            os.posix_fallocate(raw.fileno(), 0, len(photos) * math.prod(shape))
         for start in range(0, len(photos), BATCH):
             batch = photos[start : start + BATCH]
             for photo, result in zip(batch, align.align([folder / photo for photo in batch])):
                 if isinstance(result, str):
                     skipped.append([photo, result])
                     continue
-                chips[len(kept)] = result[0]
+                raw.write(result[0].tobytes())
                 kept.append((photo, *result[1:]))
             bar.update(len(batch))
     if skipped:
@@ -145,9 +148,8 @@ def _build(name, folder, photos, home):
             limit = f", more than {MAX_SKIPPED:.0%}" if kept else ""
             raise Failed(f"{said}{limit} {named}: remove them, or put better ones there.")
         progress.log.warning("%s %s; the others are used.", said, named)
-    np.save(home / "chips.npy", chips[: len(kept)])
-    del chips
-    (home / "all.npy").unlink()
+    np.save(home / "chips.npy", np.memmap(home / "all", np.uint8, "r", shape=(len(kept), *shape)))
+    (home / "all").unlink()
     files, matrices, counts = zip(*kept)
     np.save(home / "matrices.npy", np.array(matrices))
     np.save(home / "counts.npy", np.array(counts))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from faceadv.errors import Invalid, whole
 
-__all__ = ["believed", "check_images", "from_pil", "jpeg", "quantise", "to_pil"]
+__all__ = ["believed", "check_images", "eight_bits", "from_pil", "jpeg", "quantise", "to_pil"]
 
 
 _believed = contextvars.ContextVar("believed", default=False)
@@ -73,6 +73,20 @@ def to_pil(image: torch.Tensor) -> Image.Image:
     return Image.fromarray((image.detach().cpu() * 255).round().byte().permute(1, 2, 0).numpy())
 
 
+def eight_bits(photo: Image.Image) -> Image.Image:
+    """A grey photo of 16 bits in 8 bits, which convert() would clip at 255; any other photo as it is.
+
+    Raises ``Invalid`` for pixels that are not finite, as in some TIFFs, of which convert() would make any grey.
+    """
+    if photo.mode == "F" and not np.isfinite(photo).all():
+        raise Invalid("some of its pixels are not finite: save it with 8 bits")
+    if not photo.mode.startswith("I"):
+        return photo
+    grey = np.asarray(photo).clip(0, 65535)
+    has_8 = photo.mode == "I" and grey.max() < 256  # else it is "I;16", or "I" as some versions of Pillow say for it
+    return Image.fromarray((grey if has_8 else grey >> 8).astype(np.uint8))
+
+
 def from_pil(picture: Image.Image) -> torch.Tensor:
-    """A Pillow image as a (3, H, W) float32 tensor in [0, 1]."""
-    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255
+    """A Pillow image as a (3, H, W) float32 tensor in [0, 1]. Raises ``Invalid`` as ``eight_bits`` does."""
+    return torch.from_numpy(np.array(eight_bits(picture).convert("RGB"))).permute(2, 0, 1).float() / 255

@@ -9,10 +9,21 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from faceadv.errors import Invalid
 
-__all__ = ["bootstrap", "gain", "l2", "linf", "rate", "ssim"]
+__all__ = ["bootstrap", "finite", "gain", "l2", "linf", "rate", "ssim"]
 
 AT_ONCE = 2**22  # numbers drawn in one go by the bootstrap
 Numbers = Sequence | np.ndarray | torch.Tensor  # (N,)
+
+
+def finite(values: Numbers, what: str) -> Numbers:
+    """The values as they are. Raises ``Invalid`` if one is NaN or infinite, because it would decide like any number.
+
+    what: the word for them in the message, such as "distances"
+    """
+    wrong = ~np.isfinite(_home(values))
+    if wrong.any():
+        raise Invalid(f"{wrong.sum()} of {wrong.size} numbers in the {what} are not finite: look where they come from.")
+    return values
 
 
 def l2(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -55,12 +66,9 @@ def bootstrap(
 
     Raises
     ------
-    Invalid : if there are no values
+    Invalid : if there are no values, or one that is not finite
     """
-    values = _home(values).astype(float)
-    if not len(values):
-        raise Invalid("There is no mean of no values.")
-    groups = np.arange(len(values)) if groups is None else np.unique(_home(groups), return_inverse=True)[1]
+    values, groups = _grouped(values, np.arange(len(values)) if groups is None else groups)
     sums, counts = np.bincount(groups, values), np.bincount(groups)
     if len(sums) < 2:
         return float(values.mean()), np.nan, np.nan
@@ -88,7 +96,7 @@ def rate(hits: Numbers, groups: Numbers) -> tuple[float, float, float]:
 
     Raises
     ------
-    Invalid : if there are no hits and no misses
+    Invalid : if there are no hits and no misses, or one that is not finite
     """
     hits, groups = _grouped(hits, groups)
     share, people = float(hits.mean()), int(groups.max()) + 1
@@ -113,7 +121,7 @@ def gain(hits: Numbers, others: Numbers, groups: Numbers) -> tuple[float, float,
 
     Raises
     ------
-    Invalid : if there are no rows
+    Invalid : if there are no rows, or a value that is not finite
     """
     moved, groups = _grouped(_home(hits).astype(float) - _home(others), groups)
     change, people = float(moved.mean()), int(groups.max()) + 1
@@ -130,9 +138,10 @@ def _size(values, groups, variance):
     """How many independent values say as much about the mean as these do.
 
     Of N values it is N over the design effect, which is the variance of their mean over groups in units of that of N
-    independent values, and at least 1 here. Where few groups have another value than the commonest one, the data hardly
-    tell this effect: each such group takes a quarter of the weight of an assumption, that values of a group correlate
-    by a half.
+    independent values. It is at least 1 for hits and misses; shares that are means already vary less than hits and
+    misses do, and for them it is at least the ratio of the two variances. Where few groups have another value than the
+    commonest one, the data hardly tell this effect: each such group takes a quarter of the weight of an assumption,
+    that values of a group correlate by a half.
     Source: Kish 1965 for the design effect; the assumption was chosen by simulations (``tests/test_metrics.py``).
     """
     counts = np.bincount(groups)
@@ -140,17 +149,19 @@ def _size(values, groups, variance):
     common, often = np.unique(values, return_counts=True)
     known = 1 - 0.75 ** len(np.unique(groups[values != common[often.argmax()]]))
     off = np.bincount(groups, values - values.mean())
-    effect = np.square(off).sum() * len(counts) / (len(counts) - 1) / len(values) / variance if variance > 1e-12 else 1
-    return len(values) / (known * max(1.0, effect) + (1 - known) * assumed)
+    if variance <= 1e-12:
+        return len(values) / assumed
+    effect = np.square(off).sum() * len(counts) / (len(counts) - 1) / len(values) / variance
+    return len(values) / (known * max(values.var() / variance, effect) + (1 - known) * assumed)
 
 
 def _grouped(values, groups):
-    values = _home(values).astype(float)
+    values = _home(finite(values, "values")).astype(float)
     if not len(values):
         raise Invalid("There is no mean of no values.")
     return values, np.unique(_home(groups), return_inverse=True)[1]
 
 
 def _home(values):
-    """A list, array or tensor, of whatever device, as an array."""
-    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    """A list, array or tensor, of whatever device and type, as an array."""
+    return values.detach().cpu().double().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)

@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from faceadv.errors import Invalid
+from faceadv.errors import Invalid, number
 from faceadv.images import believing, check_images
+from faceadv.metrics import finite
 from faceadv.precision import autocast, in_parts, together
 from faceadv.recognisers import Recogniser
 
@@ -43,7 +44,8 @@ def dodging(recogniser: Recogniser, references: torch.Tensor, threshold: float |
 
     Raises
     ------
-    Invalid : for references that are no embeddings; when called, for an image without a reference
+    Invalid : for references that are no embeddings, and a threshold that is no number from 0 on; when called, for an
+        image without a reference, and for losses that are not finite
     """
     return _verification(recogniser, references, threshold, away=True)
 
@@ -62,7 +64,7 @@ def _verification(recogniser, references, threshold, away):
     if references.ndim != 2 or not references.is_floating_point():
         raise Invalid(f"references must be embeddings (N, D), not {tuple(references.shape)} of {references.dtype}.")
     references = _mover(references.detach().float())
-    threshold = recogniser.threshold if threshold is None else threshold
+    threshold = number("threshold", recogniser.threshold if threshold is None else threshold, 0)
 
     def objective(images, rows, exact=False):
         evaluating(recogniser)
@@ -177,10 +179,15 @@ def success(objective: Objective, images: torch.Tensor) -> torch.Tensor:
 
 
 def answer(given: tuple, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What an objective has given for ``count`` images. Raises ``Invalid`` unless it is two tensors (count,)."""
+    """What an objective has given for ``count`` images. ``Invalid`` unless it is two tensors (count,).
+
+    Losses that are not finite are refused too: what is reached could not be told then.
+    """
     shapes = [getattr(part, "shape", None) for part in given] if isinstance(given, tuple) else []
     if shapes != [(count,)] * 2 or not all(isinstance(part, torch.Tensor) for part in given):
         raise Invalid("An objective must return (loss, reached), two tensors with one number for each image.")
+    if not believing():
+        finite(given[0], "losses")
     return given
 
 

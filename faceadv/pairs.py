@@ -1,6 +1,7 @@
 """Pairs of faces to verify, and who may be trained and tested on."""
 
 import dataclasses
+import hashlib
 from collections.abc import Collection
 
 import numpy as np
@@ -150,15 +151,20 @@ def lfw_people(faces: FaceSet, which: str) -> list[str]:
     "train"   the 4,038 people of View 1's training half: whatever is trained here sees no one else
     "test"    the 1,711 people of its test half
     "closed"  the 47 of "test" with at least 10 photos, for closed-set identification and trackers
+    "select"  one half of "test", by a hash of the name: whoever chooses between trained networks does so on them
+    "report"  the other half, to report on
     "deid"    the first 30 of the 34 people with at least 30 photos (P-FGVM's 900 photos)
     """
     photos = dict(zip(faces.names, np.bincount(faces.labels.numpy(), minlength=len(faces.names)).tolist()))
     if which == "deid":
         return [name for name in sorted(photos) if photos[name] >= 30][:30]
-    if which not in ("train", "test", "closed"):
-        raise Invalid(f'which must be "train", "test", "closed" or "deid", not {which!r}.')
+    if which not in ("train", "test", "closed", "select", "report"):
+        raise Invalid(f'which must be "train", "test", "closed", "select", "report" or "deid", not {which!r}.')
     everyone = photos.keys() | {path.parent.name for path, _ in faces.skipped}  # the split is known by its people
-    half, at_least = dev_people(everyone, "test" if which == "closed" else which), 10 if which == "closed" else 0
+    half, at_least = dev_people(everyone, "train" if which == "train" else "test"), 10 if which == "closed" else 0
+    if which in ("select", "report"):
+        even = {name: hashlib.sha256(name.encode()).digest()[-1] % 2 == 0 for name in half}  # whoever else is missing
+        half = [name for name in half if even[name] == (which == "select")]
     return [name for name in half if photos.get(name, -1) >= at_least]
 
 

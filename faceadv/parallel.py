@@ -1,16 +1,22 @@
 """The same function on many items: in this process, in several, or on several machines, by Dask."""
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from unittest import mock
 
 import torch
 
 from faceadv.errors import Failed, Invalid
-from faceadv.store import progress, threads
+from faceadv.store import cache, progress, threads, weights
 
 __all__ = ["compute"]
+
+# what a worker must have as this process has it, because its results will be taken for results of this code
+CODE = cache.key(sorted(weights.SHIPPED.parent.rglob("*.py")), weights.shipped(), cache.versions())
+PATIENCE = 12  # seconds in which a scheduler must answer, and have its first worker
 
 
 def compute(
@@ -26,13 +32,14 @@ def compute(
     function, options : what to compute; its first argument is an item
     items : all of them, of any type
     scheduler : "single" (this process), "local" (several processes on this machine), or the address of a Dask
-        scheduler, whose workers must have this package and the data
+        scheduler, whose workers must have the data, and this package and its libraries in the same versions
     workers : how many processes "local" has; by default one for each processor that this process may use
 
     Raises
     ------
     Invalid : for fewer than one worker
-    Failed : if the scheduler does not answer, or if an item kills its worker again when it is alone
+    Failed : if the scheduler does not answer, has no workers or goes away, if a worker has another version of this
+        package or of a library, or if an item kills its worker again when it is alone
     Exception : whatever the function raises
     """
     if workers is not None and workers < 1:
@@ -43,7 +50,11 @@ def compute(
             yield item, function(item, **options)
         return
     with _client(scheduler, min(workers or threads.cores(), len(items))) as (client, share):
-        yield from _results(client, items, {"function": function, "share": share, "options": options, "pure": False})
+        arguments = {"function": function, "share": share, "options": options, "code": CODE, "pure": False}
+        try:
+            yield from _results(client, items, arguments)
+        except CancelledError as e:
+            raise Failed(f'The Dask scheduler at "{scheduler}" went away: start it, and run this again.') from e
 
 
 @contextlib.contextmanager
@@ -68,27 +79,36 @@ def _client(scheduler, workers):
             made = distributed.LocalCluster(**options)
             cluster = stack.enter_context(made)
         try:
+            if not cluster:  # in a thread, because a notebook's own one has a loop already
+                there = distributed.rpc(scheduler, connection_args=distributed.Security().get_connection_args("client"))
+                ThreadPoolExecutor(1).submit(asyncio.run, _workers(there)).result()
             client = distributed.Client(cluster or scheduler, timeout="5s", set_as_default=False)
-        except (OSError, ValueError) as e:  # a ValueError is an address without a port
+        except Exception as e:  # another program that listens there may answer anything
             if cluster:
                 raise
-            raise Failed(f'No Dask scheduler answers at "{scheduler}": start one with `dask scheduler`.') from e
+            raise Failed(f'No Dask scheduler answers at "{scheduler}", or it has no `dask worker`: start both.') from e
         # each worker has a share of the cores; two that took all of them would be slower than one
         cores = min(torch.get_num_threads(), threads.cores())
         yield stack.enter_context(client), max(1, cores // workers) if cluster else None
 
 
+async def _workers(scheduler):
+    """Wait until the scheduler has one. A client would wait for ever, and for a word of whatever else listens there."""
+    async with scheduler, asyncio.timeout(PATIENCE):
+        while not (await scheduler.identity(n_workers=-1))["workers"]:
+            await asyncio.sleep(0.2)
+
+
 def _results(client, items, arguments):
     import distributed
 
-    futures = client.map(_task, items, **arguments)
-    whose = {future.key: item for future, item in zip(futures, items)}
+    whose = dict(zip(client.map(_task, items, **arguments), items))
     suspects, killers = [], []
-    for future in distributed.as_completed(futures, loop=client.loop):
+    for future in distributed.as_completed(whose, loop=client.loop):
         try:
-            yield whose[future.key], future.result()
+            yield whose[future], future.result()
         except distributed.KilledWorker:
-            suspects.append(whose[future.key])
+            suspects.append(whose[future])
     for item in suspects:
         try:
             yield item, client.submit(_task, item, **arguments).result()
@@ -98,7 +118,9 @@ def _results(client, items, arguments):
         raise Failed(f"{', '.join(killers)} killed its worker again and again (memory?).")
 
 
-def _task(item, function, share, options):
+def _task(item, function, share, options, code):
+    if code != CODE:
+        raise Failed("A Dask worker has another version of faceadv or of a library: install the same, and restart it.")
     if share:
         torch.set_num_threads(share)
         os.environ["OMP_NUM_THREADS"] = str(share)  # for what it starts, such as a notebook's kernel

@@ -127,6 +127,28 @@ def pipeline(
     return figure
 
 
+def dots(axis: Axes, rows: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    """Numbers as dots with their 95 % intervals, one line of dots for each row: easier to compare than a table.
+
+    Parameters
+    ----------
+    axis : to draw on; label and limits of its horizontal axis are left to the caller
+    rows : for each row, from the top, a mapping of series to (value, low, high), where NaN stands for "no number"
+    """
+    series = list(dict.fromkeys(name for row in rows.values() for name in row))
+    for i, name in enumerate(series):
+        places = [k for k, row in enumerate(rows.values()) if name in row]
+        value, low, high = np.array([[float(v) for v in row[name]] for row in rows.values() if name in row]).T
+        y = np.array(places) + 0.22 * (i - (len(series) - 1) / 2)
+        axis.errorbar(value, y, xerr=(value - low, high - value), fmt=MARKERS[i % 6], capsize=3, label=name)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.grid(axis="x", color="0.9")
+    if len(series) > 1:
+        axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    sns.despine(ax=axis)
+
+
 def curves(axis: Axes, x: Sequence[float], series: Mapping[str, Sequence[tuple]]) -> None:
     """Lines with 95 % bands.
 

@@ -82,12 +82,14 @@ def autocast(device: torch.device | str, fast: bool = True) -> Iterator[None]:
 def together(batch: int, device: torch.device | str) -> int:
     """How many images a device takes at once: ``batch`` on a CPU, eight times as many on a GPU.
 
-    With fewer a GPU would wait for kernels to be started. Where they do not fit, attacks take less (``in_parts``).
+    With fewer a GPU would wait for kernels to be started. Where they do not fit, ``in_parts`` goes on with less.
     """
     return batch if torch.device(device).type == "cpu" else 8 * batch
 
 
-def in_parts(function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, batch: int) -> list[torch.Tensor]:
+def in_parts(
+    function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, batch: int, desc: str = ""
+) -> list[torch.Tensor]:
     """What ``function`` makes of ``rows``, part by part; smaller parts as long as a GPU's memory is full.
 
     Parameters
@@ -95,17 +97,22 @@ def in_parts(function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tenso
     function : of a part of ``rows``
     rows : (N,) positions
     batch : the largest part
+    desc : what a progress bar says; without it there is none
     """
     done, start = [], 0
-    while start < len(rows):
-        try:
-            done.append(function(rows[start : start + batch]))
-            start += batch
-        except torch.OutOfMemoryError:
-            if batch == 1:
-                raise
-            batch //= 2
-            progress.log.warning("The memory of the GPU is full: going on with %d images at a time.", batch)
+    with progress.bar(total=len(rows), desc=desc, unit="image", **({} if desc else {"disable": True})) as bar:
+        while start < len(rows):
+            part = rows[start : start + batch]
+            try:
+                done.append(function(part))
+            except torch.OutOfMemoryError:
+                if batch == 1:
+                    raise
+                batch //= 2
+                progress.log.warning("The memory of the GPU is full: going on with %d images at a time.", batch)
+                continue
+            start += len(part)
+            bar.update(len(part))
     return done
 
 

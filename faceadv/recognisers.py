@@ -11,10 +11,11 @@ from torch import nn
 from faceadv import precision as devices
 from faceadv.errors import Invalid
 from faceadv.faces import FaceSet
-from faceadv.images import check_images
+from faceadv.images import believing, check_images
+from faceadv.metrics import finite
 from faceadv.networks import dlib, facenet, frbench, mobilefacenet, mobilenet
-from faceadv.precision import autocast, together
-from faceadv.store import cache, progress, weights
+from faceadv.precision import autocast, in_parts, together
+from faceadv.store import cache, weights
 from faceadv.store.paths import nearest
 
 __all__ = ["NAMES", "PRECISIONS", "Recogniser", "device_of", "embed_all", "embed_faces", "fingerprint", "known", "load"]
@@ -53,18 +54,23 @@ class Recogniser(nn.Module):
         """Embeddings (N, D) float32 of float images (N, 3, H, W) RGB in [0, 1], differentiable.
 
         fast: compute in bfloat16 where ``precision`` and the hardware allow it. Everything that is scored is computed
-        without it, in float32, whatever the type of the images. Raises ``Invalid`` for anything but such images.
+        without it, in float32, whatever the type of the images. Raises ``Invalid`` for anything but such images, and
+        for embeddings that are not finite.
         """
         check_images(images)
         with autocast(images.device, fast and self.precision == "auto"):
             embeddings = self.network(images.float())
         embeddings = embeddings.float()
-        return F.normalize(embeddings) if self.unit else embeddings
+        embeddings = F.normalize(embeddings) if self.unit else embeddings
+        return embeddings if believing() else finite(embeddings, "embeddings")
 
     def distance(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """Euclidean distance (N,) between rows of embeddings, where a is; its gradient is 0, not NaN, where a = b."""
+        """Euclidean distance (N,) between rows of embeddings, where a is; its gradient is 0, not NaN, where a = b.
+
+        Raises ``Invalid`` for a distance that is not finite.
+        """
         squared = (a - b.to(a.device)).square().sum(-1)
-        return torch.where(squared > 0, squared, 1.0).sqrt() * (squared > 0)
+        return finite(torch.where(squared == 0, 1.0, squared).sqrt() * (squared != 0), "distances")
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Same as ``embed``."""
@@ -125,10 +131,14 @@ def embed_all(
     images = getattr(images, "chips", images)  # they stay on the disk; a FaceSet's ``images`` would all be in memory
     device = device_of(recogniser)
     batch = together(BATCH, device) if batch is None else batch
-    starts = range(0, max(1, len(images)), batch)  # no images make one empty batch
-    if len(images) > MANY:
-        starts = progress.bar(starts, desc=f"embedding by {recogniser.name}", unit="batch")
-    return torch.cat([recogniser.embed(_floats(images[i : i + batch]).to(device)).cpu() for i in starts])
+    said = f"embedding by {recogniser.name}" if len(images) > MANY else ""
+
+    def embedded(rows):
+        return recogniser.embed(_floats(images[rows[0] : rows[-1] + 1]).to(device)).cpu()
+
+    if not len(images):
+        return recogniser.embed(_floats(images).to(device)).cpu()
+    return torch.cat(in_parts(embedded, torch.arange(len(images)), batch, said))
 
 
 def embed_faces(recogniser: Recogniser, faces: FaceSet) -> torch.Tensor:

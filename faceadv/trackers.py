@@ -11,6 +11,7 @@ from torch import Tensor
 
 from faceadv import classifiers
 from faceadv.errors import Invalid
+from faceadv.metrics import finite
 from faceadv.networks.common import generator
 
 __all__ = ["end_to_end", "judge", "logistic_regression", "nearest_neighbour", "split"]
@@ -43,8 +44,12 @@ def nearest_neighbour(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
     ----------
     train, labels : embeddings (N, D) and labels (N,) to learn from
     test : embeddings (M, D)
+
+    Raises
+    ------
+    Invalid : for an embedding that is not finite
     """
-    return labels[torch.cdist(test, train).argmin(1).to(labels.device)]
+    return labels[torch.cdist(finite(test, "embeddings"), finite(train, "embeddings")).argmin(1).to(labels.device)]
 
 
 def logistic_regression(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:

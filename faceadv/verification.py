@@ -1,7 +1,7 @@
 """Verification: distances of pairs, thresholds, and the protocols that report them.
 
 Everywhere in this module ``distances`` (P,) are those of P pairs, and ``same`` (P,) says of each pair whether it shows
-one person: bool, or integers 0 and 1.
+one person: bool, or integers 0 and 1. A distance that is not finite raises ``Invalid``.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ import torch
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from faceadv.errors import Invalid
+from faceadv.metrics import finite
 from faceadv.pairs import Pairs
 from faceadv.recognisers import Recogniser
 
@@ -46,6 +47,7 @@ def accuracy(distances: np.ndarray, same: Flags, threshold: float) -> float:
     distances, same : see the top of this module
     threshold : in units of the distances
     """
+    finite(np.append(distances, threshold), "distances")
     return float(((distances < threshold) == np.asarray(same, dtype=bool)).mean())
 
 
@@ -56,7 +58,7 @@ def best_threshold(distances: np.ndarray, same: Flags) -> float:
     """
     if not len(distances):
         raise Invalid("A threshold cannot be chosen without pairs: give at least one.")
-    order = np.argsort(distances, kind="stable")
+    order = np.argsort(finite(distances, "distances"), kind="stable")
     d, right = np.asarray(distances)[order], np.asarray(same, dtype=bool)[order]
     # cut i accepts the i smallest distances; equal distances cannot be parted
     correct = np.r_[0, np.cumsum(right)] + (~right).sum() - np.r_[0, np.cumsum(~right)]
@@ -71,7 +73,7 @@ def threshold_at_far(different_distances: np.ndarray, far: float) -> float:
     Calibrate it on held-out pairs, never on the pairs reported. Raises ``Invalid`` if there are too few of them
     to tell: fewer than 1 / far.
     """
-    distances = np.sort(np.asarray(different_distances))
+    distances = np.sort(np.asarray(finite(different_distances, "distances")))
     if not 0 < far < 1 or len(distances) * far < 1:
         raise Invalid(f"A false accept rate of {far} cannot be read off {len(distances)} different pairs.")
     return float(distances[int(len(distances) * far)])
@@ -104,5 +106,5 @@ def ten_folds(distances: np.ndarray, same: Flags, fold: Flags) -> tuple[float, f
 
 def roc(distances: np.ndarray, same: Flags) -> tuple[np.ndarray, np.ndarray, float]:
     """False accept rates, true accept rates and the area under the curve."""
-    far, tar, _ = roc_curve(np.asarray(same, dtype=bool), -np.asarray(distances))
+    far, tar, _ = roc_curve(np.asarray(same, dtype=bool), -np.asarray(finite(distances, "distances")))
     return far, tar, float(roc_auc_score(np.asarray(same, dtype=bool), -np.asarray(distances)))

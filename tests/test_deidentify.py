@@ -168,7 +168,8 @@ def test_a_row_for_each_face_and_each_file(done):
 def test_what_lies_where(done):
     source, target, _, before = done
     assert contents(source) == before  # the input is as it was
-    assert set(contents(target)) == {*FACES, "none.png", deidentify.REPORT}  # nothing temporary, nothing unreadable
+    written = {*FACES, "none.png", deidentify.REPORT, deidentify.NOTE}
+    assert set(contents(target)) == written  # nothing temporary, nothing unreadable
     assert contents(target)["none.png"] == before["none.png"]
     formats = {name: Image.open(target / name) for name in FACES}
     for name, picture in formats.items():
@@ -356,7 +357,7 @@ def test_photos_of_the_wild(lfw_root, tmp_path):
     faces = [row for row in rows if "face" in row]
     assert len(faces) >= len(paths)
     assert np.mean([row["protected"] for row in faces]) >= 0.9
-    assert set(contents(tmp_path / "out")) == {path.name for path in paths} | {deidentify.REPORT}
+    assert set(contents(tmp_path / "out")) == {path.name for path in paths} | {deidentify.REPORT, deidentify.NOTE}
 
 
 def test_cells_of_the_report_are_no_formulas(tmp_path):

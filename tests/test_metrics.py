@@ -86,6 +86,19 @@ def test_independent_hits_have_wilson_s_interval():
     assert metrics.rate(hits, range(4000))[1:] == pytest.approx((exact.low, exact.high), abs=2e-4)
 
 
+def test_interval_of_shares_that_are_means_covers_and_is_as_sharp_as_the_bootstraps():
+    random = np.random.default_rng(0)  # each of 40 people is one row: the share of six networks that are fooled
+    covered, widths = [], []
+    for _ in range(200):
+        rows = random.binomial(6, random.beta(4, 16, 40)) / 6
+        _, low, high = metrics.rate(rows, range(40))
+        covered.append(low <= 0.2 <= high)
+        drawn = metrics.bootstrap(rows, range(40))
+        widths.append((high - low) / (drawn[2] - drawn[1]))
+    assert np.mean(covered) > 0.92
+    assert 1 < np.mean(widths) < 1.15  # as hits and misses they would be 1.9 times as wide
+
+
 def test_a_rate_does_not_jump_where_all_agree():
     """Before: 97.5 % had [92, 100] and 100 % [80, 100]."""
     people, widths = np.repeat(range(20), 10), []

@@ -16,6 +16,7 @@ from faceadv.course import notebook as notebooks
 from faceadv.course import profiles, run
 
 NOTEBOOKS = run.select(["all"])
+IN_FORM = {*run.ON_LFW, "03_resgn"}  # written in small cells; the others follow
 
 
 # Notebook 02 trains what it attacks, and a training makes any rounding large. Of Model A, made from nothing, no number
@@ -71,8 +72,8 @@ def test_committed_outputs_are_of_this_source_and_of_the_profile_it_is_read_in(p
     edited = f"{path.name} was edited after it ran: make update"
     assert notebook.metadata["faceadv"]["source_sha256"] == notebooks.source_sha256(notebook), edited
     assert notebook.metadata["faceadv"]["profile"] == profile
-    # minutes on two cores; on one, busy and without bfloat16, near an hour
-    assert notebook.metadata["faceadv"]["seconds"] < 3600
+    # minutes on two cores; on one, busy and without bfloat16, more than an hour
+    assert notebook.metadata["faceadv"]["seconds"] < 7200
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in code)
     assert not [o for cell in code for o in cell.outputs if o.output_type == "error"]
@@ -88,7 +89,7 @@ def test_every_profile_fits_the_notebook(path):
         assert profiles.parameters(profile, path) | profiles.load(profile)[path.stem]
 
 
-@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem in run.ON_LFW], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem in IN_FORM], ids=lambda path: path.stem)
 def test_a_notebook_is_made_of_small_cells_and_has_all_its_parts(path):
     cells = nbformat.read(path, as_version=4).cells
     lengths = [len(cell.source.splitlines()) for cell in cells if cell.cell_type == "code"]

@@ -68,6 +68,9 @@ def test_lfw_lists(lfw, lfw_root):
 def test_lfw_people(lfw, lfw_root):
     sizes = {which: len(pairs.lfw_people(lfw, which)) for which in ("train", "test", "closed", "deid")}
     assert sizes == {"train": 4038, "test": 1711, "closed": 47, "deid": 30}
+    halves = [pairs.lfw_people(lfw, which) for which in ("select", "report")]
+    assert sorted(halves[0] + halves[1]) == pairs.lfw_people(lfw, "test")
+    assert abs(len(halves[0]) - len(halves[1])) < 100
     for which, name in (("train", "peopleDevTrain.txt"), ("test", "peopleDevTest.txt")):
         lines = datasets.lfw_file(name).read_text().splitlines()[1:]
         assert dev_people(lfw.names, which) == sorted(line.split("\t")[0] for line in lines if line.strip())
@@ -186,7 +189,7 @@ def test_a_lost_person_does_not_cost_the_split(orl, monkeypatch):
     assert pairs.lfw_people(faces, "test") == pairs.lfw_people(faces, "closed") == ["s4"]
     assert asked == [sorted(orl.names)] * 3
     assert pairs.lfw_people(faces.first_photos(9), "closed") == []
-    with pytest.raises(ValueError, match='"train", "test", "closed" or "deid", not \'all\''):
+    with pytest.raises(ValueError, match=r'"train", .*"report" or "deid", not \'all\''):
         pairs.lfw_people(faces, "all")
 
 

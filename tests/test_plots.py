@@ -95,6 +95,15 @@ def test_a_pipeline_has_pictures_boxes_and_marks(images):
     assert {"photo", "network", "frozen", "same?", "verdict", "attacker"} <= set(texts)
 
 
+def test_dots_have_a_line_for_each_row_and_a_series_for_each_name():
+    rows = {"PGD": {"dlib": (90, 80, 95), "judge": (20, 10, 35)}, "FGSM": {"dlib": (50, 40, 60)}}
+    axis = plt.subplots()[1]
+    plots.dots(axis, rows)
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["PGD", "FGSM"]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["dlib", "judge"]
+    assert axis.get_ylim()[0] > axis.get_ylim()[1]  # the first row is the upper one
+
+
 def test_a_sweep_is_drawn_in_the_order_of_its_parameter():
     rows = [("accuracy", "4", 0.4, 0.3, 0.5), ("accuracy", "1", 0.1, 0.0, 0.2), ("other", "1", 9.0, None, None)]
     table = pd.DataFrame(rows, columns=["name", "eps", "value", "low", "high"]).assign(unit="%")

@@ -167,4 +167,4 @@ def test_the_package_stays_small():
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
                 lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
         count += len(lines)
-    assert count < 5450
+    assert count < 5700

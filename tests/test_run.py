@@ -368,7 +368,7 @@ def test_update_writes_each_record_and_the_outputs_of_the_profile_that_is_read(c
 
 
 def test_the_kernel_is_this_interpreter_whatever_is_installed(tmp_path):
-    with run._kernel() as (manager, peak):
+    with run.kernel() as (manager, peak):
         spec = manager(kernel_name="python3").kernel_spec
     assert Path(spec.argv[0]) == Path(sys.executable)
     assert peak == [0]

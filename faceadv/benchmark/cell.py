@@ -131,7 +131,7 @@ def measure(cell: Cell, settings: Settings, own: Own = None) -> dict:
 
     Raises
     ------
-    Invalid : as for ``check``, and if an own callable returns anything but images of the same shape
+    Invalid : as for ``check``, and if an own callable returns anything but float images of the same shape in [0, 1]
     """
     check(cell, own)
     slow = cell.defence in DIFFUSION
@@ -308,13 +308,15 @@ def _make(cell, slow, settings, attack=None, defence=None):
     x = pair.presented.clone()  # an own attack may work in place
     started = time.perf_counter()
     made = attack(x, objective) if attack else ATTACKS[cell.attack](x, objective, knobs)
-    return quantise(_images(made, x, cell.attack)), time.perf_counter() - started
+    return quantise(_images(made, pair.presented, cell.attack)), time.perf_counter() - started
 
 
 def _images(made, like, name):
     """What an attack or a defence made, as float32 in [0, 1] without a graph. ``Invalid`` for anything but images."""
-    if not isinstance(made, torch.Tensor) or made.shape != like.shape or not made.isfinite().all():
-        raise Invalid(f'"{name}" must return finite images of the shape that it was given, {tuple(like.shape)}.')
+    shaped = isinstance(made, torch.Tensor) and made.shape == like.shape and made.is_floating_point()
+    if not shaped or not ((made >= -1e-6) & (made <= 1 + 1e-6)).all():  # NaN is neither
+        said = f'"{name}" must return finite images of the shape that it was given, {tuple(like.shape)}'
+        raise Invalid(f"{said}, as floating-point numbers in [0, 1].")
     return made.detach().float().clamp(0, 1)
 
 

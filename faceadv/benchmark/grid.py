@@ -153,7 +153,8 @@ def _read(folder, cell, key):
     """The row in a cell's file, or None."""
     path = _place(folder, cell, key)
     found = cache.read_json(path)
-    if found is None or (isinstance(found, dict) and found.get("key") == key):
-        return found and found["row"]
+    row = found.get("row") if isinstance(found, dict) and found.get("key") == key else None
+    if found is None or (isinstance(row, dict) and dataclasses.asdict(cell).items() <= row.items()):
+        return row
     progress.log.warning("%s belongs to another cell or version, and its cell is computed again.", path.name)
     return None

@@ -11,33 +11,83 @@ import io
 import logging
 import os
 import re
+import secrets
 import shutil
+import subprocess
 import sys
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
 import pandas as pd
 from nbconvert.filters import strip_ansi
 from nbformat import NotebookNode
+from nbformat.v4 import new_output
 from nbgrader.apps import NbGraderAPI
 from nbgrader.converters import Autograde
 from nbgrader.preprocessors import Execute, NbGraderPreprocessor
+from nbgrader.utils import is_locked
 from nbgrader.validator import Validator
 from traitlets.config import Config
 
+from faceadv.course import guard, page
 from faceadv.course import notebook as notebooks
-from faceadv.course.run import KERNEL_ENVIRONMENT
+from faceadv.course.run import KERNEL_ENVIRONMENT, kernel
 from faceadv.errors import Failed, Invalid, Missing
+from faceadv.store import progress
+from faceadv.store.cache import sha256
 from faceadv.store.paths import PROJECT, nearest, replacing, scratch
 from faceadv.store.tables import csv_safe
 
 __all__ = ["MARKS", "SOURCE", "check", "grade", "names", "release"]
 
 SOURCE = PROJECT / "assignments" / "source"
-TIMEOUT = 300  # seconds for each cell
+TIMEOUT, HOUR = 300, 3600  # seconds for each cell, and for all
+MEMORY = 8 << 30  # bytes
+LIMIT = ("sh", "-c", f'ulimit -d {MEMORY >> 10}; exec "$@"', "sh")
+UNPROVEN = "The test did not run to its end as it is."
 MARKS = ("student", "assignment", "question", "marks", "comment")
+
+
+# a kernel with users, mounts and processes of its own, which ends when this process does
+UNSHARE = ("setpriv", "--pdeathsig", "KILL", "unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork")
+UNSHARE += ("--kill-child", "--mount-proc")
+
+
+class Apart(Execute):
+    """Executes a submission in a kernel behind a fence, and there the cells of the teacher as they are."""
+
+    def preprocess(self, nb: NotebookNode, resources: dict, km: object = None) -> tuple[NotebookNode, dict]:
+        """The executed notebook. Called by nbgrader."""
+        there, self.key = resources["metadata"]["path"], secrets.token_bytes()
+        command = [*LIMIT, *_fence(Path(there).parents[2])]
+        with tempfile.TemporaryDirectory() as work, kernel(command, MEMORY, HOUR) as (self.kernel_manager_class, _):
+            shutil.copytree(there, work, ignore=shutil.ignore_patterns("*.ipynb"), dirs_exist_ok=True)
+            Path(work, guard.KEY).write_bytes(self.key)
+            resources["metadata"]["path"] = work
+            try:
+                return super().preprocess(nb, resources, km)
+            finally:
+                resources["metadata"]["path"] = there
+
+    def preprocess_cell(self, cell: NotebookNode, resources: dict, index: int) -> tuple[NotebookNode, dict]:
+        """The executed cell. Called by nbgrader."""
+        if cell.cell_type != "code" or not is_locked(cell):
+            return super().preprocess_cell(cell, resources, index)
+        source, sign = cell.source, "\n" + guard.proof(self.key, cell.source) + "\n"
+        cell.source = f'__import__("sys").modules["{guard.__name__}"].run({source!r})'
+        super().preprocess_cell(cell, resources, index)
+        cell.source = source
+        texts = [output for output in cell.outputs if sign in output.get("text", "")]
+        for output in texts:
+            output.text = output.text.replace(sign, "")
+        if not texts:
+            cell.outputs.append(new_output("error", ename="Failed", evalue=UNPROVEN, traceback=[UNPROVEN]))
+        cell.outputs = [output for output in cell.outputs if output.get("text", "more")]
+        return cell, resources
 
 
 class DropStderr(NbGraderPreprocessor):
@@ -127,6 +177,11 @@ def _grade(course, name, places, marks):
         api = NbGraderAPI(config=config)
         # nbgrader reads the points of each test off the source
         _must(api.generate_assignment(name), f"{name} cannot be read", log)
+        handed = _digests(course)
+        if not _fence(course):
+            progress.log.warning(
+                "unshare does not work here: code of students can reach your files (docs/teaching.md)."
+            )
         for place in places:
             log.truncate(log.seek(0))
             student = place.parent.name
@@ -136,6 +191,10 @@ def _grade(course, name, places, marks):
                 rows.append(row | {"error": f"{place} has no {name}.ipynb (it has {there}): rename it."})
                 continue
             done = api.autograde(name, student)
+            if changed := dict(handed.items() ^ _digests(course).items()):
+                raise Failed(
+                    f"{name} of {student} changed {', '.join(sorted(changed))}: put your copy back, without it."
+                )
             if done["success"]:
                 _enter_marks(api, name, student, marks)
                 done = api.generate_feedback(name, student)
@@ -146,6 +205,27 @@ def _grade(course, name, places, marks):
                 shutil.rmtree(course / "feedback" / student / name, ignore_errors=True)
                 rows.append(row | {"error": _reason(log.getvalue())})
     return rows
+
+
+def _digests(course):
+    files = [path for part in ("source", "submitted") for path in (course / part).rglob("*") if path.is_file()]
+    return {str(path): sha256(path) for path in files}
+
+
+def _fence(course):
+    """A command that keeps what it runs from the course, our solutions and this package, or [] where none works."""
+    course, own = course.resolve(), [str(Path(guard.__file__).parents[1]), sys.prefix]
+    names = ("source", "submitted", "autograded", "feedback", "gradebook.db", "marks.csv", "grades.csv")
+    hidden = [path for path in (SOURCE.parent, *(course / name for name in names)) if path.exists()]
+    steps = [f"mount --bind {quote(path)} {quote(path)} && mount -o remount,bind,ro {quote(path)}" for path in own]
+    for path in hidden:
+        what = "-t tmpfs -o ro none" if path.is_dir() else "--bind /dev/null"
+        steps.append(f"mount {what} {quote(str(path))}")
+    # ipykernel looks for its parent, which is out of sight; within a second namespace nothing can be unmounted
+    steps += ["unset JPY_PARENT_PID", 'exec unshare --user --map-root-user --mount "$@"']
+    command = [*UNSHARE, "sh", "-c", " && ".join(steps), "sh"]
+    works = shutil.which(command[0]) and not subprocess.run([*command, "true"], capture_output=True).returncode
+    return command if works else []
 
 
 def _marked(notebook):
@@ -242,7 +322,11 @@ def _nbgrader(course):
     config.Execute.timeout, config.Execute.extra_arguments = TIMEOUT, ["--log-level=50"]  # a kernel's log helps nobody
     after = Autograde().autograde_preprocessors
     place = list(after).index(Execute) + 1
-    config.Autograde.autograde_preprocessors = [*after[:place], DropStderr, *after[place:]]
+    config.Autograde.autograde_preprocessors = [*after[: place - 1], Apart, DropStderr, *after[place:]]
+    config.Apart.startup_timeout = TIMEOUT  # a kernel imports PyTorch first
+    config.Apart.extra_arguments = [f'--IPKernelApp.exec_lines=__import__("{guard.__name__}", fromlist=[""]).begin()']
+    config.HTMLExporter.sanitize_html = True  # feedback pages show what students wrote, and run none of it
+    config.HTMLExporter.filters = {"clean_html": page.clean, "markdown2html": page.markdown}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     environment, before = dict(os.environ), (logger.handlers, logger.propagate, logger.level)
     os.environ.update({**KERNEL_ENVIRONMENT, "PATH": path})

@@ -9,6 +9,7 @@ import bleach
 import nbformat
 from bleach.css_sanitizer import CSSSanitizer
 from jinja2 import pass_context
+from jinja2.runtime import Context
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
@@ -18,7 +19,7 @@ from traitlets.config import Config
 from faceadv.course import notebook as notebooks
 from faceadv.store.paths import replacing
 
-__all__ = ["write_index"]
+__all__ = ["KINDS", "clean", "markdown", "write_index"]
 
 STYLE = Path(__file__).with_suffix(".css")
 PICTURES = ["image/svg+xml", "image/png", "image/jpeg"]
@@ -74,13 +75,13 @@ def _write(path, title, body):
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f"<title>{html.escape(title)}</title>\n<style>{STYLE.read_text(encoding='utf-8')}{colours}</style>\n"
-            f"</head>\n<body>\n{_clean(body)}\n</body>\n</html>\n",
+            f"</head>\n<body>\n{clean(body)}\n</body>\n</html>\n",
             encoding="utf-8",
         )
     return path
 
 
-def _clean(text):
+def clean(text: str) -> str:
     """HTML without anything that could run or load something."""
     text = re.sub(r"<(script|style)\b.*?</\1\s*>", "", text, flags=re.S | re.I)  # or their content would be shown
     return bleach.clean(text, set(TAGS.split()), _harmless, PROTOCOLS, strip=True, css_sanitizer=CSSSanitizer())
@@ -102,7 +103,7 @@ def _body(notebook, **options):
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if "text/html" in data:  # cleaned here as well, or half an element would swallow the next cells
-                data["text/html"] = _clean(data["text/html"])
+                data["text/html"] = clean(data["text/html"])
     made, _ = _exporter(**options).from_notebook_node(notebook)
     return re.sub(r'(href="[^":]*)\.ipynb(?=["#])', r"\1.html", made)
 
@@ -111,14 +112,15 @@ def _body(notebook, **options):
 def _exporter(**options):
     config = Config(NbConvertBase={"display_data_priority": KINDS})
     exporter = HTMLExporter(config=config, template_name="basic", **options)
-    exporter.register_filter("markdown2html", _markdown)
+    exporter.register_filter("markdown2html", markdown)
     return exporter
 
 
 @pass_context
-def _markdown(context, source):
+def markdown(context: Context, source: str) -> str:
+    """Markdown as HTML, cleaned, for templates of nbconvert, which give the context."""
     renderer = _Renderer(escape=False, attachments=context.get("cell", {}).get("attachments", {}))
-    return _clean(MarkdownWithMath(renderer=renderer).render(source))
+    return clean(MarkdownWithMath(renderer=renderer).render(source))
 
 
 class _Renderer(IPythonRenderer):

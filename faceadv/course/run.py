@@ -4,13 +4,14 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import os
 import re
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import nbformat
@@ -26,11 +27,11 @@ from nbclient.exceptions import DeadKernelError
 from faceadv import parallel, precision, records
 from faceadv.course import notebook as notebooks
 from faceadv.course import page, profiles
-from faceadv.errors import Failed, Invalid, Missing
+from faceadv.errors import Failed, Invalid, Missing, sentence
 from faceadv.store import cache, datasets, progress, threads, weights
 from faceadv.store.paths import PROJECT, nearest, replacing
 
-__all__ = ["KERNEL_ENVIRONMENT", "RESULTS", "Result", "run", "select", "summary", "sweep", "update"]
+__all__ = ["KERNEL_ENVIRONMENT", "RESULTS", "Result", "kernel", "run", "select", "summary", "sweep", "update"]
 
 PACKAGE = Path(__file__).parents[1]
 RESULTS = PROJECT / "results"
@@ -105,15 +106,27 @@ def run(
             old = None if fresh else _finished(copy, key, out)
             if old:
                 result = Result(path.stem, "reused", old["seconds"], old["peak_mib"], copy)
+                results.append(result)
             else:
                 bar = {"desc": label, "leave": False, "disable": not (talks and sys.stderr.isatty())}
-                result = _run_one(path, values, copy, key, out, bar)
-            results.append(result)
+                with _or_failed(results, path.stem, copy):
+                    results.append(_run_one(path, values, copy, key, out, bar))
+                result = results[-1]
             if talks:
                 words = f"{result.status} in {result.seconds:.0f} s" + (f", {result.error}" if result.error else "")
                 print(f"{label}: {'nothing changed, executed copy reused' if old else words}", file=sys.stderr)
-        page.write_index(out, profile)
+        with _or_failed(results, "index.html", out / "index.html"):
+            page.write_index(out, profile)
     return results
+
+
+@contextlib.contextmanager
+def _or_failed(results, name, path):
+    """A context whose error of the disk, a full one, say, becomes a failed result: those before it are not lost."""
+    try:
+        yield
+    except OSError as e:
+        results.append(Result(name, "failed", 0.0, 0, path, error=sentence(e, path)))
 
 
 def _folder(name, value):
@@ -182,9 +195,10 @@ def sweep(
                     part.write_text(text, encoding="utf-8")
                 places.setdefault(folder, []).append(place)
         table = records.collect([(folders[folder], place) for folder in folders for place in places.get(folder, [])])
-        with replacing(out / "sweep.csv") as part:
-            table.to_csv(part, index=False)
-        _draw(table, points, out / "sweep.png")
+        with _or_failed(results, "sweep.csv", out / "sweep.csv"):
+            with replacing(out / "sweep.csv") as part:
+                table.to_csv(part, index=False)
+            _draw(table, points, out / "sweep.png")
     return table, results
 
 
@@ -266,7 +280,7 @@ def _run_one(path, values, copy, key, out, bar):
     source.metadata["faceadv"] = {"profile": copy.parent.name, "status": "interrupted"}
     cache.write_json(_note(copy), None)  # a folder in its place is removed, too
     _save(source, copy)
-    with _kernel() as (manager, peak):
+    with kernel() as (manager, peak):
         number, error = _execute(copy, values, path.parent, manager, bar)
     try:
         executed = notebooks.read(copy)
@@ -309,7 +323,7 @@ def _execute(copy, values, folder, manager, bar):
     except DeadKernelError:
         return None, "the kernel died (out of memory?)"
     except Exception as e:  # no kernel, a full disk, …: this notebook failed, the next may not
-        return None, _one_line(f"{type(e).__name__}: {e}")
+        return None, _one_line(f"{type(e).__name__}: {sentence(e, copy) if isinstance(e, OSError) else e}")
     return None, ""
 
 
@@ -323,14 +337,22 @@ def _one_line(text):
 
 
 @contextlib.contextmanager
-def _kernel():
+def kernel(
+    prefix: Sequence[str] = (), memory: float = math.inf, seconds: float = math.inf
+) -> Iterator[tuple[type[AsyncKernelManager], list[int]]]:
     """Yield a class of kernel managers that starts this interpreter, and a list with peak memory in bytes.
 
     The memory of the kernel and its children is sampled meanwhile. At the end none of them is left.
+
+    Parameters
+    ----------
+    prefix : a command that is to run the kernel
+    memory, seconds : bytes of the kernel and its children, and time, after which they are killed
     """
+    end = time.monotonic() + seconds
     managers, peak, family, stop = [], [0], set(), threading.Event()
     path = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    command = [*prefix, sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     command.append("--log-level=50")  # the kernel's own log; what cells print and raise is in their outputs
 
     class Manager(AsyncKernelManager):
@@ -352,6 +374,13 @@ def _kernel():
                         family.add(process)
                         used += process.memory_info().rss
             peak[0] = max(peak[0], used)
+            if used > memory or time.monotonic() > end:
+                finish()
+
+    def finish():
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()  # psutil makes sure that the id is still the same process
 
     thread = threading.Thread(target=sample, daemon=True)
     thread.start()
@@ -360,9 +389,7 @@ def _kernel():
     finally:
         stop.set()
         thread.join()
-        for process in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()  # psutil makes sure that the id is still the same process
+        finish()
         psutil.wait_procs(family, timeout=5)
 
 

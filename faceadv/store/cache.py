@@ -203,10 +203,11 @@ def _writing():
         yield
     except OSError as e:
         root, place = (os.path.abspath(path) for path in (cache_root(), e.filename or cache_root()))
+        number = errno.ENOSPC if str(e).endswith(" written") else e.errno  # NumPy counts bytes instead
         # a file that lies elsewhere could not be read: that is not about the cache
-        if e.errno not in UNWRITABLE or os.path.commonpath([root, place]) not in (root, place):
+        if number not in UNWRITABLE or os.path.commonpath([root, place]) not in (root, place):
             raise
-        reason = os.strerror(e.errno).lower()
+        reason = os.strerror(number).lower()
         raise Failed(f"The cache under {root} cannot be written ({reason}): set FACEADV_CACHE.") from e
 
 
@@ -239,8 +240,10 @@ def sha256(path: str | Path) -> str:
 def content(name: str, files: Sequence[Path]) -> str:
     """A hash of the content of many files, in their order. It is kept, so that unchanged files are not read again.
 
-    As for git, a file counts as unchanged while its place, size and times of change are the same.
+    As for git, a file counts as unchanged while its place, size and times of change are the same. What is no regular
+    file, or cannot be read, has no content.
     """
+    files = [path for path in files if os.path.isfile(path) and os.access(path, os.R_OK)]
     states = [_state(path) for path in files]
 
     def read():
@@ -256,7 +259,7 @@ def content(name: str, files: Sequence[Path]) -> str:
 
 def write_json(path: Path, value: object) -> None:
     """Write a value as JSON with its checksum, whole or not at all."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(value, allow_nan=False)  # in ASCII: a name may be no Unicode
     if path.is_dir():  # ``read_json`` has said that it is damaged
         _remove(path)
     with replacing(path) as part:

@@ -8,6 +8,7 @@ import random
 import shutil
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ LAYOUTS = ("lfw-deepfunneled", "lfw_funneled", "lfw-funneled", "lfw")  # best al
 SOMEBODY = "George_W_Bush"  # has a folder in everybody's LFW
 PHOTO_ENDINGS = {".jpg", ".jpeg", ".png", ".pgm"}
 IMAGES, PEOPLE = 13233, 5749
+PATIENCE, SLOWEST = 120, 10_000  # a download may take so many seconds, and one more for so many bytes that came
 SPACE_NEEDED = 700 * 2**20  # archive and photos, for a moment both
 
 
@@ -67,7 +69,8 @@ def lfw_file(filename: str, root: str | Path | None = None) -> Path:
 def photos(name: str | Path, root: str | Path | None = None) -> tuple[Path, list[str]]:
     """The folder of a data set ("orl", "lfw" or a folder of NAME/photo.jpg) and its photos "NAME/photo.jpg", sorted.
 
-    Numbers sort as numbers: s2 before s10. Raises ``Missing`` if the set, or any photo in it, is not there.
+    Numbers sort as numbers: s2 before s10. A person's folder that cannot be read is "NAME/", as a photo that cannot.
+    Raises ``Missing`` if the set, or any photo in it, is not there.
     """
     places = {"orl": orl_folder, "lfw": lambda: lfw_folder(root)}
     folder, found = places[name]() if name in places else Path(name).expanduser(), []
@@ -77,8 +80,11 @@ def photos(name: str | Path, root: str | Path | None = None) -> tuple[Path, list
     for person in folder.iterdir():
         if not person.name.startswith(".") and person.is_dir():
             # macOS writes a file "._a.jpg", which is no photo, beside each "a.jpg"
-            files = [file for file in os.listdir(person) if not file.startswith(".")]
-            found += [f"{person.name}/{file}" for file in files if os.path.splitext(file)[1].lower() in endings]
+            try:
+                files = [file for file in os.listdir(person) if not file.startswith(".")]
+                found += [f"{person.name}/{file}" for file in files if os.path.splitext(file)[1].lower() in endings]
+            except PermissionError:
+                found.append(f"{person.name}/")
     if not found:
         raise Missing(f"{folder} holds no photos: it should look like NAME/photo.jpg (or png).")
     return folder, sorted(found, key=_natural)
@@ -226,7 +232,7 @@ def download(url: str, path: Path, sha256: str | None = None, accept: Callable[[
     downloader = pooch.HTTPDownloader(chunk_size=2**16, timeout=60, **options)
     with replacing(path) as part:
         try:
-            downloader(url, str(part), None)
+            _in_time(downloader, url, part)
         except requests.RequestException as e:  # its text is a paragraph
             reason = f"no answer from {urlsplit(url).netloc} (no network?)"
             if isinstance(e, requests.exceptions.ChunkedEncodingError):
@@ -243,6 +249,26 @@ def download(url: str, path: Path, sha256: str | None = None, accept: Callable[[
             raise Failed(f"What {url} sent is not the published {path.name} (its SHA-256 differs) and was not kept.")
         if accept:
             accept(part)
+
+
+def _in_time(downloader, url, part):
+    """Download in a thread, which is left to itself once it is too slow: a read that waits has no other end."""
+    failures, started = [], time.monotonic()
+
+    def work():
+        try:
+            downloader(url, str(part), None)
+        except BaseException as e:
+            failures.append(e)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.5)
+        if time.monotonic() - started > PATIENCE + part.stat().st_size / SLOWEST:
+            raise Failed(f"{url} sends less than {SLOWEST:,} bytes a second, so it is not waited for: try again later.")
+    if failures:
+        raise failures[0]
 
 
 def check(name: str, root: str | Path | None = None) -> list[tuple[bool, str]]:
