@@ -10,10 +10,11 @@ import torch
 
 from faceadv.errors import whole
 from faceadv.objectives import Objective, answer, evaluating
-from faceadv.precision import autocast
+from faceadv.precision import autocast, has_bfloat16
 from faceadv.recognisers import Recogniser
+from faceadv.store import cache
 
-__all__ = ["purified", "straight_through", "through"]
+__all__ = ["kept", "purified", "straight_through", "through"]
 
 
 def through(purifier: Callable, objective: Objective, samples: int = 1) -> Objective:
@@ -78,3 +79,18 @@ def purified(recogniser: Recogniser, purifier: Callable) -> SimpleNamespace:
         return recogniser.embed(clean, fast=fast)
 
     return SimpleNamespace(name=f"{recogniser.name} behind a purifier", embed=embed, precision=precision)
+
+
+def kept(label: str, make: Callable[[], torch.Tensor], facts: list, device: torch.device | str = "cpu") -> torch.Tensor:
+    """The images of a slow attack, (N, 3, H, W): what ``make()`` returns, made once and kept in the cache.
+
+    Parameters
+    ----------
+    label : what it is, in the name of its folder
+    make : the attack
+    facts : all that the images depend on, as ``store.cache.key`` takes it; libraries and the device are added
+    device : where the images are wanted
+    """
+    versions = [cache.versions(), torch.device(device).type, has_bfloat16(device)]
+    images = cache.array("attacks", label, cache.key(label, facts, versions), lambda: make().cpu().numpy())
+    return torch.from_numpy(images).to(device)

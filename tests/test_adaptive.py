@@ -224,3 +224,19 @@ def test_names_of_attributes_are_no_global_names(plane, monkeypatch):
 
     holder = Holder()
     attacks.fgsm(plane, adaptive.through(lambda images: holder.network(images), darkness), eps=EPS)
+
+
+def test_a_slow_attack_is_made_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("FACEADV_CACHE", str(tmp_path))
+    calls, images = [], torch.rand(2, 3, 4, 4)
+
+    def make():
+        calls.append(1)
+        return images
+
+    for _ in range(2):
+        assert torch.equal(adaptive.kept("BPDA", make, [images, {"steps": 3}]), images)
+    assert len(calls) == 1
+    adaptive.kept("BPDA", make, [images, {"steps": 4}])
+    adaptive.kept("surrogate", make, [images, {"steps": 4}])
+    assert len(calls) == 3

@@ -1,5 +1,6 @@
 """DDNM: operators obey their laws, the measurement is kept exactly, a batch is its images, and it purifies."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -357,3 +358,35 @@ def test_measurements_and_options_of_ddnm_that_make_no_sense(x, prior):
         ddnm.Shortened(ddnm.TwoStage(*prior), steps=0)
     with pytest.raises(errors.Invalid, match="count must be"):
         ddnm.sample(*prior, 0)
+
+
+def test_what_a_diffusion_restored_is_kept_part_by_part(x, prior, monkeypatch, tmp_path):
+    """A run that dies in its second part keeps the first; another seed, prior or image is another entry."""
+    monkeypatch.setenv("FACEADV_CACHE", str(tmp_path))
+    images, purifier = (x + 1) / 2, ddnm.TwoStage(*prior, steps=2, seed=3)
+    with torch.no_grad():
+        wanted = torch.cat([purifier(part) for part in images.split(2)])
+    calls, whole = [], ddnm.TwoStage.forward
+
+    def dying(self, part):
+        calls.append(len(part))
+        if calls == [2, 1]:
+            raise KeyboardInterrupt
+        return whole(self, part)
+
+    monkeypatch.setattr(ddnm.TwoStage, "forward", dying)
+    with pytest.raises(KeyboardInterrupt):
+        ddnm.restored(purifier, images, batch=2)
+    made = ddnm.restored(purifier, images, batch=2)
+    assert calls == [2, 1, 1]
+    torch.testing.assert_close(made, wanted, atol=2**-11, rtol=0)
+    assert torch.equal(ddnm.restored(purifier, images, batch=2), made)
+    assert calls == [2, 1, 1]
+    ddnm.restored(ddnm.TwoStage(*prior, steps=2, seed=4), images, batch=2)
+    other = copy.deepcopy(prior[0])
+    next(other.parameters()).data.add_(1)
+    ddnm.restored(ddnm.TwoStage(other, prior[1], steps=2, seed=3), images, batch=2)
+    ddnm.restored(purifier, 1 - images, batch=2)
+    assert calls[3:] == [2, 1] * 3
+    assert torch.equal(ddnm.restored(purifiers.blur(), images), purifiers.blur()(images))
+    assert ddnm.restored(purifier, images[:0]).shape == images[:0].shape

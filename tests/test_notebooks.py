@@ -16,7 +16,7 @@ from faceadv.course import notebook as notebooks
 from faceadv.course import profiles, run
 
 NOTEBOOKS = run.select(["all"])
-IN_FORM = {*run.ON_LFW, "03_resgn"}  # written in small cells; the others follow
+OUT_OF_FORM = {"04_puface", "07_benchmark"}  # not yet written in small cells
 
 
 # Notebook 02 trains what it attacks, and a training makes any rounding large. Of Model A, made from nothing, no number
@@ -89,7 +89,7 @@ def test_every_profile_fits_the_notebook(path):
         assert profiles.parameters(profile, path) | profiles.load(profile)[path.stem]
 
 
-@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem in IN_FORM], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.stem not in OUT_OF_FORM], ids=lambda path: path.stem)
 def test_a_notebook_is_made_of_small_cells_and_has_all_its_parts(path):
     cells = nbformat.read(path, as_version=4).cells
     lengths = [len(cell.source.splitlines()) for cell in cells if cell.cell_type == "code"]

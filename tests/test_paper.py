@@ -48,11 +48,11 @@ SMALL = {
     },
     "05_a3gn": {
         **{"pair_count": 6, "pgd_steps": 1, "pgd_eps_255": [4.0], "scales": [1.0], "curve_pairs": 4, "live_steps": 1},
-        "ablation_steps": 4,
+        **{"quick_steps": [1], "levels": [0.9], "ablation_steps": 4, "far": 0.4},
     },
     "06_two_stage": {
-        **{"photos": 3, "eps_grid_255": [8.0], "pgd_steps": 1, "sampling_steps": 1, "scale_photos": 2},
-        **{"steps_grid": [1, 2], "adaptive_photos": 2, "adaptive_steps": 1},
+        **{"photos": 3, "eps_grid_255": [8.0], "pgd_steps": 1, "sampling_steps": 1, "spare_photos": 2},
+        **{"search_eps_255": [1.0], "timed_photos": 1, "steps_grid": [1, 2], "adaptive_photos": 2, "adaptive_steps": 1},
     },
     "07_benchmark": {
         "far": 0.02,
