@@ -1,10 +1,13 @@
 # make course: set up on first use, run all notebooks (profile orl) into build/, write build/index.html
 # make test:   set up on first use, run the whole test suite
 # make site:   render notebooks, records and the package's pages into build/site
+# make test-faults: kills, full disks, broken files and hostile students, also those that take minutes
 # make test-browser: the site and JupyterLab in a real browser
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# another build of torch, by uv: cpu, cu130, …; by default the locked one, which on Linux is for CUDA
+TORCH ?=
 # processes that share the tests, each with one thread and about 3 GB of memory
 WORKERS ?= 2
 
@@ -19,12 +22,20 @@ test: $(VENV)/done
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
+test-faults: $(VENV)/done
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "long or not long" tests/faults
+
 setup: $(VENV)/done
 
 # exactly what is locked: no resolving, every hash checked; uv where there is one, which is faster
-$(VENV)/done: requirements.txt pyproject.toml
+$(VENV)/done: requirements.txt $(wildcard requirements/*.txt) pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
-	if command -v uv >/dev/null; then uv pip sync -q --python $(BIN)/python --require-hashes requirements.txt; \
+	if [ -n "$(TORCH)" ]; then \
+	  command -v uv >/dev/null || { echo "TORCH=$(TORCH) needs uv: pip install uv"; exit 1; }; \
+	  uv pip install -q --python $(BIN)/python --torch-backend $(TORCH) \
+	    $$(grep -oE '^torch(vision)?==[0-9.]+' requirements/torch.txt) && \
+	  uv pip install -q --python $(BIN)/python --no-deps --require-hashes -r requirements/rest.txt; \
+	elif command -v uv >/dev/null; then uv pip sync -q --python $(BIN)/python --require-hashes requirements.txt; \
 	else $(BIN)/python -m pip install -q --no-deps --require-hashes -r requirements.txt; fi
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
 	$(BIN)/python -m ipykernel install --sys-prefix $(foreach setting,$(SETTINGS),--env $(subst =, ,$(setting))) >/dev/null
@@ -32,8 +43,11 @@ $(VENV)/done: requirements.txt pyproject.toml
 
 # after a change of pyproject.toml's dependencies
 lock:
-	uv pip compile --universal --python-version 3.11 --generate-hashes --override overrides.txt --extra dev --extra site \
-	  pyproject.toml -o requirements.txt
+	mkdir -p build && cat requirements/*.txt > build/lock.txt
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --extra dev --extra site pyproject.toml \
+	  -o build/lock.txt
+	awk '/^[a-z0-9]/ {torch = /^(torch|torchvision|triton|nvidia-[a-z0-9-]*|cuda-[a-z]*)==/} \
+	  !/^#/ {print > ("requirements/" (torch ? "torch" : "rest") ".txt")}' build/lock.txt
 
 # write records into results/ and the outputs that people read into notebooks/; needs LFW, which 00 to 02 are read on
 update: $(VENV)/done
@@ -50,4 +64,4 @@ test-browser: site
 	  { echo "Chromium or Chrome must be installed, and on the PATH."; exit 1; }
 	$(BIN)/python -m pytest browser
 
-.PHONY: course test setup lock update site test-browser
+.PHONY: course test test-faults setup lock update site test-browser

@@ -37,12 +37,12 @@ def main():
     parser.add_argument("--out", type=Path, default=PROJECT / "results" / "gpu.json")
     parser.add_argument("--small", action="store_true", help="a few seconds' worth of each part, to test this script")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS, help="these parts")
-    parser.add_argument("--table", action="store_true", help="write the README's table from the record as it is")
+    parser.add_argument("--table", action="store_true", help="write the table of docs/gpu.md from the record as it is")
     options = parser.parse_args()
     if options.table:
         from faceadv import records
 
-        records.insert(PROJECT / "README.md", "gpu", table(json.loads(options.out.read_text())))
+        records.insert(PROJECT / "docs" / "gpu.md", "gpu", table(json.loads(options.out.read_text())))
         return False
     os.environ["FACEADV_DEVICE"], os.environ["FACEADV_QUIET"] = options.device, "1"
     started, found, old = time.perf_counter(), {"machine": machine(options.device)}, {}
@@ -77,7 +77,7 @@ def machine(device):
 
 
 def table(found):
-    """The record's rates as the README's table."""
+    """The record's rates as the table of docs/gpu.md."""
     rows = {f"PGD, 20 steps on 256 chips: {name}": row for name, row in found["PGD"].items()}
     for name, row in found["DDNM"].items():
         rate = {"images a second": round(row["images a minute"] / 60, 1)}

@@ -4,7 +4,7 @@ All attack the same network (a recogniser with a linear head over ORL's 40 peopl
 chips. The libraries get it in torch's own memory layout, as a user would give it; ours has it in channels-last, as
 recognisers are loaded here. They take turns in one process. Times are medians, and ratios are medians of the turns'
 ratios, with the smallest and the largest. There are three networks because the gain depends on how much of the time
-goes into convolutions. Writes results/peers.json and the table in the README.
+goes into convolutions. Writes results/peers.json and the table in docs/measured.md.
 """
 
 import argparse
@@ -189,7 +189,7 @@ def measure(chips=32, steps=20, repeats=5, restored=8, sampling_steps=20, networ
 
 
 def table(record):
-    """The record as the README's table: one line per library, one column per network that there still is."""
+    """The record as the table of docs/measured.md: one line per library, one column per network that there still is."""
     by_name = {entry["name"]: entry for entry in record["numbers"]}
     by_name = {name: entry for name, entry in by_name.items() if name.startswith(("DDNM", *PGD))}
     columns = list(dict.fromkeys(name.split(": ")[0] for name in by_name))
@@ -213,11 +213,11 @@ def main():
     """Measure, or with --table only write the table again."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5, help="turns of each (5)")
-    parser.add_argument("--table", action="store_true", help="write the README's table from the record as it is")
+    parser.add_argument("--table", action="store_true", help="write the table from the record as it is")
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # the peers'
     record = records.read(RECORD) if args.table else measure(repeats=args.repeats)
-    records.insert(PROJECT / "README.md", "peers", table(record))
+    records.insert(PROJECT / "docs" / "measured.md", "peers", table(record))
     print(table(record))
 
 

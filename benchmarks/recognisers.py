@@ -2,7 +2,7 @@
 
 Each takes turns with the others on the same chips, in float32 and, where the processor has it, in bfloat16. Times are
 medians of the turns, a chip, with the smallest and the largest. What they reach on LFW's View 2 stands in the record
-of notebook 00 in profile lfw. Writes results/recognisers.json and the table in the README.
+of notebook 00 in profile lfw. Writes results/recognisers.json and the table in docs/measured.md.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def measure(chips=32, repeats=9, path=RECORD):
 
 
 def table(record, lfw):
-    """The records as the README's table: one line per recogniser."""
+    """The records as the table of docs/measured.md: one line per recogniser."""
     by_name = {entry["name"]: entry for entry in record["numbers"]}
     view2 = {entry["name"]: entry for entry in lfw["numbers"]}
     columns = list(dict.fromkeys(name.split(": ")[1] for name in by_name if not name.endswith("weights")))
@@ -79,9 +79,9 @@ def table(record, lfw):
 def main():
     """Measure, or with --table only write the table again."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--table", action="store_true", help="write the README's table from the records as they are")
+    parser.add_argument("--table", action="store_true", help="write the table from the records as they are")
     shown = table(records.read(RECORD) if parser.parse_args().table else measure(), records.read(LFW))
-    records.insert(PROJECT / "README.md", "recognisers", shown)
+    records.insert(PROJECT / "docs" / "measured.md", "recognisers", shown)
     print(shown)
 
 

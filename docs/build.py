@@ -1,7 +1,7 @@
 """Build the site into build/site: `make site`, or python docs/build.py [ELSEWHERE]. No network, nothing is executed.
 
-The source is put together in build/site-source: the README as the first page, the notebooks with alternative texts, the
-data page, model cards, a page for each record and each module, and the chart with its data.
+The source is put together in build/site-source: the README as the first page, those of this folder, the notebooks with
+alternative texts, the data page, model cards, a page for each record and each module, and the chart with its data.
 """
 
 import ast
@@ -27,11 +27,12 @@ from faceadv.store.paths import PROJECT
 
 DOCS, BUILD = PROJECT / "docs", Path(*sys.argv[1:2] or [PROJECT / "build"]).resolve()
 SOURCE, SITE = BUILD / "site-source", BUILD / "site"
-COLAB = (
-    "git clone {where} course && cd course && pip install -q --no-deps --require-hashes -r requirements.txt"
-    " && pip install -q --no-deps --no-build-isolation -e ."
+COLAB = (  # its own torch stays
+    "git clone {where} course && cd course && pip install -q --no-deps -r requirements/rest.txt"
+    " && pip install -q --no-deps -e ."
 )
-PAGES = ("explorer", "reruns", "teaching")
+USED = ("installing", "reruns", "gpu", "teaching", "deidentify", "networks", "package", "guarantees")
+PAGES = ("explorer", "measured", *USED)
 MARK = ".made-by-docs-build"  # in each folder that may be deleted by the next build
 
 
@@ -85,6 +86,7 @@ def notebooks(where):
                 cell.metadata["mystnb"] = {"image": {"alt": text}}
         if texts:
             raise SystemExit(f"docs/alt.yaml has {len(texts)} texts too many for {path.name}.")
+        notebook.cells[0].source = re.sub(r"\A# ", f"# {int(path.stem[:2])} · ", notebook.cells[0].source)
         links = f"Open it: `jupyter lab notebooks/{path.name}`"
         if where:
             name = where.removeprefix("https://github.com/")
@@ -98,22 +100,34 @@ def notebooks(where):
     return sorted(path.stem for path in (PROJECT / "notebooks").glob("*.ipynb"))
 
 
-def story():
-    """The README as the first page, its links led to the pages of the site."""
-    text = (PROJECT / "README.md").read_text(encoding="utf-8")
-    links = {
-        "docs/attacks.png": "attacks.png",
-        "docs/teaching.md": "teaching.md",
-        "docs/reruns.md": "reruns.md",
-        "data/README.md": "data.md",
-        "results": "results/index.md",
-        "faceadv/models": "models/index.md",
-    }
-    for old, new in links.items():
-        text = text.replace(f"]({old})", f"]({new})")
+def text_pages(where):
+    """Write the README as the first page, and those of this folder, their links led to the pages of the site.
+
+    Gives the first page's text.
+    """
+    pages = {"CONTRIBUTING": PROJECT / "CONTRIBUTING.md"} | {page: DOCS / f"{page}.md" for page in PAGES}
     for name in ("attacks.png", "sweep.png"):
         shutil.copyfile(DOCS / name, SOURCE / name)
-    return text
+
+    def text(path):
+        kept = re.sub(r"\A\[!.*\n\n", "", path.read_text(encoding="utf-8"))  # badges come from the network
+        kept = re.sub(r"\]\(([^)\s]+)\)", lambda link: f"]({led(link[1])})", kept)
+        return kept.replace("https://github.com/OWNER/REPOSITORY", where or "https://github.com/OWNER/REPOSITORY")
+
+    for page, path in pages.items():
+        write(f"{page}.md", text(path))
+    return text(PROJECT / "README.md")
+
+
+def led(link):
+    """Where a link of the README, or of a page of this folder, leads on the site."""
+    link = link.removeprefix("../").removeprefix("docs/")
+    return {
+        "data/README.md": "data.md",
+        "results": "results/index.md",
+        "results/": "results/index.md",
+        "faceadv/models": "models/index.md",
+    }.get(link, link)
 
 
 def toctree(pages, caption="", hidden=True):
@@ -140,7 +154,7 @@ def record_pages():
     """A page for each record, and the benchmark's lines as the chart's data."""
     names, lines, costs = [], [], {}
     for path in sorted((PROJECT / "results").rglob("*.json")):
-        if path.name == "gpu.json":  # rates of one machine: the README has them, and no notebook
+        if path.name == "gpu.json":  # rates of one machine: docs/gpu.md has them, and no notebook
             continue
         record = records.read(path)
         name = "_".join(path.relative_to(PROJECT / "results").with_suffix("").parts)
@@ -228,8 +242,7 @@ def main():
     fresh(SOURCE)
     fresh(SITE)
     shutil.copytree(DOCS / "_static", SOURCE / "_static")
-    for name in ("conf.py", *(f"{page}.md" for page in PAGES)):
-        shutil.copyfile(DOCS / name, SOURCE / name)
+    shutil.copyfile(DOCS / "conf.py", SOURCE / "conf.py")
     shutil.copyfile(
         Path(plotly.__file__).parent / "package_data" / "plotly.min.js", SOURCE / "_static" / "plotly.min.js"
     )
@@ -239,9 +252,9 @@ def main():
     modules()
     stems = notebooks(where)
     trees = toctree([f"notebooks/{stem}" for stem in stems], "The course")
-    trees += toctree(["explorer", "results/index"], "Results")
-    trees += toctree(["reruns", "teaching", "data", "models/index", "api/index"], "Use it")
-    write("index.md", story() + "\n" + trees)
+    trees += toctree(["explorer", "measured", "results/index"], "Results")
+    trees += toctree([*USED, "data", "models/index", "api/index", "CONTRIBUTING"], "Use it")
+    write("index.md", text_pages(where) + "\n" + trees)
     status = sphinx(["-W", "--keep-going", "-q", "-b", "html", str(SOURCE), str(SITE)])
     problems = broken() if status == 0 else []
     print("\n".join(problems) or (f"Open {SITE / 'index.html'}" if status == 0 else "The site was not built."))

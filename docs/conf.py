@@ -4,8 +4,7 @@ import os
 import re
 
 project = "Adversarial faces"
-author = "the faceadv team"
-copyright = "MIT licence for code and text"
+author = "the faceadv authors"
 extensions = [
     *("myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx-mathjax-offline"),
 ]
@@ -17,7 +16,17 @@ html_context = {"default_mode": "auto"}
 html_css_files = ["custom.css"]
 html_show_sourcelink = False
 html_copy_source = True
-html_theme_options = {"show_navbar_depth": 1, "use_download_button": True, "home_page_in_toc": True}
+html_sidebars = {"**": ["navbar-logo.html", "sbt-sidebar-nav.html"]}  # one search box: the one above each page
+html_theme_options = {
+    "show_navbar_depth": 1,
+    "use_download_button": True,
+    "home_page_in_toc": True,
+    "footer_content_items": ["extra-footer.html"],
+    "extra_footer": (
+        "Adversarial faces. MIT licence for code and text; data and weights of others have their own. "
+        "Use attacks and cloaks on photos of yourself, of people who agreed, or on published research data."
+    ),
+}
 # where the repository lies, for the buttons of Colab and Binder: FACEADV_REPOSITORY=https://github.com/NAME/REPOSITORY
 repository = os.environ.get("FACEADV_REPOSITORY")
 if repository:

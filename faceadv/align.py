@@ -12,6 +12,7 @@ several faces         the one with the largest area minus twice its squared dist
 no face               a second, slower look for smaller and fainter ones; then skipped, reason "no face found"
 unreadable            skipped, reason "unreadable"; also a photo over Pillow's limit of 89 megapixels,
                       and one of floating-point numbers that are not finite
+HEIC                  read with the package pillow-heif; without it skipped, "needs the package pillow-heif"
 no regular file       skipped, reason "no regular file": a pipe, or a link that leads nowhere
 ====================  =========================================================================
 """
@@ -56,6 +57,8 @@ def read_photo(path: str | Path) -> np.ndarray:
     """A photo as (H, W, 3) uint8 RGB, upright. ``OSError`` if it cannot be read or has too many pixels."""
     if not os.path.isfile(path):  # a pipe would be waited for
         raise OSError(f"{path} is no regular file.")
+    if Path(path).suffix.lower() in (".heic", ".heif") and not _heif():
+        raise OSError(f"{path} can be read with the package pillow-heif alone: install it.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -67,6 +70,17 @@ def read_photo(path: str | Path) -> np.ndarray:
                 return _array(photo if photo.mode == "RGB" else photo.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
         raise OSError(f"{path} is not a readable photo: {e}.") from e
+
+
+@functools.cache
+def _heif():
+    """Whether Pillow can read HEIF, once this has told it how."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
 
 
 def _array(photo):
@@ -212,8 +226,10 @@ def align(paths: Sequence[Path]) -> list[tuple[np.ndarray, np.ndarray, int] | st
     for i, path in enumerate(paths):
         try:
             photo = read_photo(path)
-        except OSError:
+        except OSError as e:
             results[i] = "unreadable" if os.path.isfile(path) or os.path.isdir(path) else "no regular file"
+            if "pillow-heif" in str(e):
+                results[i] = "needs the package pillow-heif"
             continue
         if photos and sum(held.shape[0] * held.shape[1] for held in [photo, *photos.values()]) > PIXELS:
             _cut_all(photos, results)

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from click.exceptions import Exit
 
 from faceadv import __version__
 from faceadv.errors import Invalid, UserError, sentence
-from faceadv.store import threads
+from faceadv.store import paths, threads
 from faceadv.training import RECIPES
 
 __all__ = ["main"]
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be any bytes
     try:
+        paths.settle()
         with cli.make_context("faceadv", list(sys.argv[1:] if argv is None else argv)) as context:
             return _show(cli.invoke(context))
     except (Exit, UsageError) as e:
@@ -71,14 +73,17 @@ def _load(name):
     return importlib.import_module(f"faceadv.{name}")
 
 
-def _run(names, profile, overrides, out, fresh, scheduler, workers, update):
+def _run(names, profile, overrides, out, fresh, update, **where):
+    scheduler, workers, jobs = where["scheduler"], where["workers"], where["jobs"]
     run, profiles, names = _load("course.run"), _load("course.profiles"), list(names) or ["all"]
-    several = any("," in value for value in overrides.values())  # or the value of a parameter that is a list
-    several = several and len(profiles.spread(run.select(names), overrides)) > 1
+    points = profiles.spread(run.select(names), overrides) if overrides else [{}]
+    several = len(points) > 1
     if update and (profile not in ("orl", "lfw") or overrides):
         raise Invalid("--update uses the profile orl or lfw as it is: leave other profiles and -p out.")
     if not several and (scheduler != "single" or workers is not None):
         raise Invalid("--scheduler and --workers are for several values of a parameter, such as -p eps_255 1,2.")
+    if jobs != 1 and (several or update):
+        raise Invalid("--jobs is for notebooks without --update and with one value each: for several, see --workers.")
     # SIGTERM ends the run as Ctrl-C does, so that no kernel is left
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -87,23 +92,29 @@ def _run(names, profile, overrides, out, fresh, scheduler, workers, update):
         elif several:
             _, results = run.sweep(names, profile, overrides, out, scheduler, workers, fresh=fresh)
         else:
-            results = run.run(names, profile, overrides, out=out, fresh=fresh)
+            results = run.run(names, profile, points[0], out=out, fresh=fresh, jobs=jobs)
     finally:
         signal.signal(signal.SIGTERM, previous)
     print(run.summary(results))
-    made = [os.path.join(out, name) for name in (["sweep.csv", "sweep.png"] if several else ["index.html"])]
+    place = out if several else os.path.join(out, os.path.relpath(run.folder(out, points[0]), out))
+    shown = ["sweep.csv", "sweep.png"] if several else ["index.html"]
+    made = [os.path.normpath(os.path.join(place, name)) for name in shown]
     print("Open", " and ".join(path for path in made if os.path.exists(path)))
     return any(result.status == "failed" for result in results)
 
 
 def _bench(profile, overrides, out, scheduler, workers):
-    grid, profiles, records = _load("benchmark.grid"), _load("course.profiles"), _load("records")
+    grid, profiles, run = (_load(name) for name in ("benchmark.grid", "course.profiles", "course.run"))
     notebook = profiles.NOTEBOOKS / f"{grid.NOTEBOOK}.ipynb"
+    overrides, *more = profiles.spread([notebook], overrides)
+    if more:
+        raise Invalid("faceadv bench takes one value of each parameter: for several, use faceadv run 07.")
     values = profiles.defaults(notebook) | profiles.parameters(profile, notebook, overrides)
-    folder = records.place(os.path.join(out, "results"), profile, grid.NOTEBOOK).with_suffix("")
+    place = run.folder(out, overrides) / "results" / profiles.label(profile) / grid.NOTEBOOK
     cells = [cell for part in grid.plan(values, grid.present(values["recogniser_names"])).values() for cell in part]
-    rows = grid.run(cells, grid.settings(values), folder, scheduler, workers)
-    print(f"{len(rows)} cells are in {folder}. To read them: faceadv run 07 --profile {profile} --out {out}")
+    rows = grid.run(cells, grid.settings(values), place, scheduler, workers)
+    given = "".join(f" -p {name} {shlex.quote(value)}" for name, value in overrides.items())
+    print(f"{len(rows)} cells are in {place}. To read them: faceadv run 07 --profile {profile}{given} --out {out}")
 
 
 def _list(**where):
@@ -119,6 +130,11 @@ def _weights_fetch(name):
     return [weights.fetch(one) for one in ([row["name"] for row in weights.listing()] if name == "all" else [name])]
 
 
+def _release(chosen, course, for_students):
+    made = _load("course.assignments").release(chosen, course)
+    return [*made, _load("course.exchange").students(course)] if for_students else made
+
+
 def _grade(chosen, course):
     rows = _load("course.assignments").grade(chosen, course)
     for row in rows:
@@ -131,18 +147,24 @@ def _grade(chosen, course):
     return any("error" in row for row in rows)
 
 
-def _deidentify(source, target, model):
-    deidentify, unseen = _load("deidentify"), "mobilenet-vggface2" if model != "mobilenet-vggface2" else "dlib"
-    rows = deidentify.folder(source, target, model, unseen)
+def _deidentify(source, target, models, ssim):
+    made = _load("deidentify")
+    rows = made.folder(source, target, models, ssim=ssim)
+    nets = [*models, made.unseen(models)]
     faces = [row for row in rows if "face" in row]
     for row in rows:
-        shown = f", {row['before']:.2f} -> {row['after']:.2f}, SSIM {row['ssim']:.3f}" if "face" in row else ""
-        print(f"{row['photo']}{' face ' + str(row['face']) if 'face' in row else ''}: {row['state']}{shown}")
-    hidden, unknown = sum(row["protected"] for row in faces), sum(row["unseen after"] >= 1 for row in faces)
-    print(
-        f"{hidden} of {len(faces)} faces are no longer recognised by {model}, and {unknown} by {unseen}, "
-        f"a recogniser that the protection did not use. The list is in {os.path.join(target, deidentify.REPORT)}."
-    )
+        said = [f"{'hidden from' if row[f'{net}: hidden'] else 'recognised by'} {net}" for net in nets if "face" in row]
+        said += [f"SSIM {row['SSIM']:.3f}"] if "face" in row else []
+        said += [f"lost: {row['lost']}"] if row.get("lost") else []
+        face = f" face {row['face']}" if "face" in row else ""
+        print(f"{row['photo']}{face}: {', '.join([row['state'], *said])}")
+    for net in nets:
+        unused = "" if net in models else ", which the protection did not use"
+        print(f"{sum(row[f'{net}: hidden'] for row in faces)} of {len(faces)} faces are hidden from {net}{unused}.")
+    faceless, left = (sum(row["state"].startswith(s) for row in rows) for s in (made.NO_FACE, made.LEFT_OUT))
+    print(f"{faceless} photos without a face were written without metadata, {left} files were left out.")
+    report, page = (os.path.join(target, name) for name in (made.REPORT, made.PAGE))
+    print(f"The list is in {report}. Pictures are in {page}, with the faces as they were: do not publish it.")
 
 
 def _add(group, name, call, what, *parameters):
@@ -167,25 +189,30 @@ NAME, NOTEBOOK = Argument(["name"]), Argument(["notebook"])
 NOTEBOOKS = Argument(["names"], nargs=-1, metavar="[NN ...|all]")
 SETS = Argument(["chosen"], nargs=-1, metavar="[NAME ...]")
 SOURCE, TARGET = Argument(["source"], metavar="IN_DIR"), Argument(["target"], metavar="OUT_DIR")
-ORL, LFW = (Option(["--profile"], default=name, metavar="P", help="A set of parameters.") for name in ("orl", "lfw"))
-VALUES = "A parameter; for run, several values with commas make one run each."
+LFW = Option(["--profile"], default="lfw", metavar="P", help="A set of parameters.")
+OWN = Option(["--profile"], default="orl", metavar="P", help="A set of parameters: a name, or a file MINE.yaml.")
+VALUES = r"A parameter; for run, several values with commas make one run each (\, is a comma in a value)."
 P = Option(["-p", "overrides"], nargs=2, multiple=True, metavar="NAME VALUE", callback=_once, help=VALUES)
 BUILD, OUT = (Option(["--out"], default=name, metavar="DIR", help="Folder of results.") for name in ("build", None))
 WHERE = "local: one process for each core; single: this process; or the address of a Dask scheduler."
 LOCAL, SINGLE = (Option(["--scheduler"], default=name, metavar="ADDRESS", help=WHERE) for name in ("local", "single"))
 WORKERS = Option(["--workers"], type=int, metavar="N", help="Processes of a local scheduler.")
 ROOT = Option(["--root"], metavar="DIR", help="Folder with data sets instead of FACEADV_DATA.")
+JOBS = Option(["--jobs"], default=1, metavar="N", help="How many notebooks run at a time.")
 COURSE = Option(["--course"], default="course", metavar="DIR", help="Folder of the course.")
+ZIP, PLATFORM = Argument(["archive"], metavar="FILE.zip"), Argument(["platform"], metavar="moodle|canvas")
+FOR_STUDENTS = Option(["--for-students"], is_flag=True, help="Also COURSE/for-students.zip, all without solutions.")
 FRESH = Option(["--fresh"], is_flag=True, help="Run even what has not changed.")
 UPDATE = Option(["--update"], is_flag=True, help="Write results/ and the committed outputs anew (orl or lfw).")
-MODEL = Option(["--model"], default="dlib", metavar="NAME", help="The recogniser to protect from.")
+MODELS = Option(["--model", "models"], default=("dlib", "mobilefacenet"), multiple=True, help="A recogniser to fool.")
+LEAST = Option(["--ssim"], default=0.95, metavar="S", help="What is left of each face; less hides more.")
 RESUME = Option(["--resume"], is_flag=True, help="Go on from the last checkpoint.")
 SEED = Option(["--seed"], default=0, metavar="N", help="The seed of all random numbers.")
 
-_add(cli, "run", _run, "Run notebooks; all by default.", NOTEBOOKS, ORL, P, BUILD, FRESH, SINGLE, WORKERS, UPDATE)
-_add(cli, "bench", _bench, "Compute the cells of notebook 07 in parallel.", ORL, P, BUILD, LOCAL, WORKERS)
+_add(cli, "run", _run, "Run notebooks; all by default.", NOTEBOOKS, OWN, P, BUILD, FRESH, SINGLE, WORKERS, JOBS, UPDATE)
+_add(cli, "bench", _bench, "Compute the cells of notebook 07 in parallel.", OWN, P, BUILD, LOCAL, WORKERS)
 _add(cli, "check", "course.report:report", "Whether everything here is as it should be.")
-_add(cli, "deidentify", _deidentify, "De-identify a folder of photos into a new folder.", SOURCE, TARGET, MODEL)
+_add(cli, "deidentify", _deidentify, "De-identify a folder of photos into a new folder.", SOURCE, TARGET, MODELS, LEAST)
 _add(cli, "train", "training.loop:run", f"Train {', '.join(RECIPES)}.", NAME, LFW, RESUME, SEED, ROOT, OUT)
 _add(cli, "ship", "training.loop:ship", "Put a network that was trained here into the package.", NAME, LFW, ROOT, OUT)
 _add(data, "list", _list, "The data sets, and which are here.", ROOT)
@@ -194,6 +221,8 @@ _add(data, "check", "store.datasets:check", "Whether one is whole.", NAME, ROOT)
 _add(weights, "list", _list, "The weights, and which are here.")
 _add(weights, "fetch", _weights_fetch, "Download those of one network, or all, checked.", NAME)
 _add(weights, "check", "store.weights:check", "Whether those that are here are whole.")
-_add(sets, "release", "course.assignments:release", "Write the student versions, of all by default.", SETS, COURSE)
+_add(sets, "release", _release, "Write the student versions, of all by default.", SETS, COURSE, FOR_STUDENTS)
+_add(sets, "collect", "course.exchange:collect", "Take what students handed in out of a zip.", NAME, ZIP, COURSE)
+_add(sets, "export", "course.exchange:export", "Write grades as Moodle or Canvas imports them.", PLATFORM, COURSE)
 _add(sets, "check", "course.assignments:check", "For students: run the tests that they can see.", NOTEBOOK)
 _add(sets, "grade", _grade, "Grade COURSE/submitted/STUDENT/NAME/NAME.ipynb of all students.", SETS, COURSE)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Collection
 
 import numpy as np
@@ -57,11 +58,13 @@ def lfw_view1(faces: FaceSet, which: str = "test") -> Pairs:
 def _read_lfw(faces, path):
     """Read NAME i j (same) and NAME i OTHER j (different); the header says how many of each, or folds and how many."""
     position = {file.stem: i for i, file in enumerate(faces.files)}
-    header, *lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    per_fold = 2 * int(header[-1])
-    rows, dropped = [], 0
+    text = path.read_text(encoding="utf-8", errors="replace")
+    header, *lines = [line.split() for line in text.splitlines() if line.strip()] or [[]]
+    if not lines or not all(map(str.isdecimal, header)) or len(lines) != 2 * math.prod(map(int, header)):
+        raise Invalid(f"{path.name} has {len(lines)} pairs, not those that its first line promises: fetch it again.")
+    per_fold, rows, dropped = 2 * int(header[-1]), [], 0
     for i, line in enumerate(lines):
-        if len(line) not in (3, 4):
+        if len(line) not in (3, 4) or not (line[-1] + line[-2 if len(line) == 3 else 1]).isdecimal():
             raise Invalid(f"{path.name} has a line that names no pair: {' '.join(line)}.")
         one, other = (line[0], line[1]), (line[-2] if len(line) == 4 else line[0], line[-1])
         places = [position.get(f"{name}_{int(number):04d}") for name, number in (one, other)]

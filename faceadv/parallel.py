@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from unittest import mock
@@ -16,7 +17,7 @@ __all__ = ["compute"]
 
 # what a worker must have as this process has it, because its results will be taken for results of this code
 CODE = cache.key(sorted(weights.SHIPPED.parent.rglob("*.py")), weights.shipped(), cache.versions())
-PATIENCE = 12  # seconds in which a scheduler must answer, and have its first worker
+PATIENCE = 12  # seconds in which a scheduler must answer, and for which it may have no worker
 
 
 def compute(
@@ -38,8 +39,8 @@ def compute(
     Raises
     ------
     Invalid : for fewer than one worker
-    Failed : if the scheduler does not answer, has no workers or goes away, if a worker has another version of this
-        package or of a library, or if an item kills its worker again when it is alone
+    Failed : if the scheduler does not answer, has no workers, loses them all or goes away, if a worker has another
+        version of this package or of a library, or if an item kills its worker again when it is alone
     Exception : whatever the function raises
     """
     if workers is not None and workers < 1:
@@ -104,18 +105,35 @@ def _results(client, items, arguments):
 
     whose = dict(zip(client.map(_task, items, **arguments), items))
     suspects, killers = [], []
-    for future in distributed.as_completed(whose, loop=client.loop):
+    for future in _finished(client, whose, not arguments["share"]):
         try:
             yield whose[future], future.result()
         except distributed.KilledWorker:
             suspects.append(whose[future])
     for item in suspects:
         try:
-            yield item, client.submit(_task, item, **arguments).result()
+            (future,) = _finished(client, [client.submit(_task, item, **arguments)], not arguments["share"])
+            yield item, future.result()
         except distributed.KilledWorker:
             killers.append(str(item))
     if killers:
         raise Failed(f"{', '.join(killers)} killed its worker again and again (memory?).")
+
+
+def _finished(client, futures, elsewhere):
+    """The futures as they finish. ``Failed`` without workers, unless they are ours, which are started again."""
+    import distributed
+
+    left, seen = distributed.as_completed(futures, loop=client.loop), time.monotonic()
+    while not left.is_empty():
+        if left.has_ready():
+            yield next(left)
+            continue
+        with contextlib.suppress(OSError):  # a scheduler that dies: all futures are cancelled soon
+            seen = time.monotonic() if client.nthreads() else seen
+        if elsewhere and time.monotonic() - seen > PATIENCE:
+            raise Failed("All workers of the Dask scheduler went away: start some, and run this again.")
+        time.sleep(0.2)
 
 
 def _task(item, function, share, options, code):

@@ -24,6 +24,7 @@ __all__ = [
     "write",
 ]
 
+DEFAULT = "../build/results"  # what the notebooks' parameters say
 PACKAGES = ("numpy", "torch", "torchvision", "pillow", "scikit-learn", "scipy")
 Number = SupportsFloat | None  # of Python, NumPy or torch
 
@@ -73,10 +74,13 @@ def place(results_dir: str | Path, profile: str, notebook: str) -> Path:
 
     Parameters
     ----------
-    results_dir : the folder of all records
+    results_dir : the folder of all records; the notebooks' own default, ``DEFAULT``, is in the checkout where they run
+        in its notebooks/, and in the current folder where they run elsewhere, as papermill runs them
     profile : the parameters that the notebook ran with
     notebook : its name without ".ipynb"
     """
+    if str(results_dir) == DEFAULT and Path.cwd() != PROJECT / "notebooks":
+        results_dir = "build/results"
     return Path(results_dir) / profile / f"{notebook}.json"
 
 

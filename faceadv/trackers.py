@@ -93,25 +93,28 @@ def judge(
 
     Returns
     -------
-    ``(success, normal)``, each with one number per user: the share of the user's own test photos that get a wrong name,
-    and the share of the other people's test photos that get the right one, NaN if everybody cloaks
+    ``(success, normal)``: for each user the share of their own test photos that get a wrong name; and for each person,
+    in the order of their labels, the share of their test photos that get the right name while others cloak, NaN for
+    whoever cloaks each time or has no test photo
 
     Raises
     ------
     Invalid : for a user without a test photo
     """
-    success, normal = [], []
+    people, names = labels.unique(), labels[~train]
+    own_photos = (names == people[:, None]).float()
+    success, right, runs = [], torch.zeros(len(people)), torch.zeros(len(people))
     for user in users:
         group = torch.as_tensor(user).reshape(-1)
-        own = torch.isin(labels, group)
         shape = [-1] + [1] * (natural.ndim - 1)
-        data = torch.where((own & train).reshape(shape).to(natural.device), cloaked, natural)[train]
-        right = tracker(data, labels[train], tested[~train]) == labels[~train]
-        others = right[~own[~train]].float().mean()
+        cloaking = (torch.isin(labels, group) & train).reshape(shape).to(natural.device)
+        data = torch.where(cloaking, cloaked, natural)[train]
+        found = (tracker(data, labels[train], tested[~train]) == names).float()
+        shares, others = own_photos @ found / own_photos.sum(1), ~torch.isin(people, group)
+        right[others], runs[others] = right[others] + shares[others], runs[others] + 1
         for one in group:
-            mine = labels[~train] == one
-            if not mine.any():
+            mine = shares[people == one]
+            if not mine.isfinite().all() or not len(mine):
                 raise Invalid(f"Person {int(one)} has no test photo: choose another user, or a smaller share to train.")
-            success.append(1 - right[mine].float().mean())
-            normal.append(others)
-    return torch.stack(success), torch.stack(normal)
+            success.append(1 - mine[0])
+    return torch.stack(success), right / runs

@@ -8,6 +8,7 @@ import os
 import re
 import warnings
 
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
 
@@ -51,8 +52,7 @@ WRONG = {
             """
             def behind(purifier, objective):
                 def seen(images, rows, exact=False):
-                    clean = images + (purifier(images) - images).detach()
-                    return objective(0.0 * clean + images, rows, exact)
+                    return objective(purifier(images).detach() + 0.0 * images, rows, exact)
                 return seen
             """,
             {"behind-breaks"},
@@ -152,10 +152,10 @@ WRONG = {
             """,
             {"interval-people"},
         ),
-        "bpda": (  # the rounding's own slope, which is none
+        "bpda": (  # half of the slope
             """
             def straight_through(defence):
-                return lambda images: defence(images) + 0 * images
+                return lambda images: defence(images.detach()) + 0.5 * (images - images.detach())
             """,
             {"bpda-breaks"},
         ),
@@ -169,6 +169,43 @@ WRONG = {
             """,
             {"eot-draws"},
         ),
+    },
+}
+# by set: an answer in place of a solution that does nothing with what it is given, which no visible test may let pass
+NOTHING = {
+    "ps1": {
+        "ifgsm": "def ifgsm_step(x_i, *given):\n    return x_i",
+        "pfgvm": "def pfgvm_step(x_i, *given):\n    return x_i",
+        "loop": "def attack(images, *given):\n    return images",
+    },
+    "ps2": {
+        "softmax": "def different(squared, *given):\n    return squared",
+        "loss": "def verification_loss(cleaned, *given):\n    return 0 * cleaned.sum()",
+        "share": "def accepted(*given):\n    return 1.0",
+        "behind": "def behind(purifier, objective):\n    return objective",
+    },
+    "ps3": {
+        "cloak": "def cloak(x, start, *given):\n    return start",
+        "amplify": "def amplify(x, cloaked, kappa):\n    return cloaked",
+        "protection": "def protection(*given):\n    return 0.0",
+    },
+    "ps4": {
+        "cosine": "def cosine_loss(made, wanted):\n    return 0 * made.sum()",
+        "hinge": "def hinge(real, made):\n    return 0 * real.sum()",
+        "attention": "def attention(Q, K, V):\n    return V",
+        "impersonated": "def impersonated(*given):\n    return 1.0",
+    },
+    "ps5": {
+        "pool": "def A(x, s=2):\n    return x\n\n\ndef A_plus(y, s=2):\n    return y",
+        "colour": "def C(x):\n    return x\n\n\ndef C_plus(grey):\n    return grey",
+        "null": "def null_space(x0, *given):\n    return x0",
+        "step": "def step(x_t, *given):\n    return x_t\n\n\n{restore}",
+    },
+    "ps6": {
+        "threshold": "def threshold_at(*given):\n    return 0.0\n\n\ndef report(*given):\n    return 0.0, 0.0",
+        "interval": "def interval(*given):\n    return 0.0, 1.0",
+        "bpda": "def straight_through(defence):\n    return defence",
+        "eot": "def expected(defence, objective, samples):\n    return objective",
     },
 }
 # a warning and a progress bar are no mistake
@@ -201,10 +238,11 @@ def solutions(notebook):
     return {key: cell.source for key, cell in cells(notebook).items() if cell.metadata.nbgrader.solution}
 
 
-def failures(notebook, *several):
+def failures(notebook, several, idle):
     """For each dict of answers in place of some cells, the cells that fail when all run in this process, in order.
 
-    What comes before the first of these answers runs only once, because it is the same for all.
+    What comes before the first of these answers runs only once, because it is the same for all; the experiment too,
+    which nobody tests. For idle answers, a cell each, nothing runs after the test of it that students see.
     """
     code = {key: cell.source for key, cell in cells(notebook).items() if cell.cell_type == "code"}
     before, place = {}, {}
@@ -221,9 +259,12 @@ def failures(notebook, *several):
 
     with warnings.catch_warnings(action="ignore"), contextlib.redirect_stderr(io.StringIO()):
         assert failing({}, place, code) == set()
-        for answers in several:
-            first = next(key for key in code if key in answers)
-            yield failing(answers, dict(before[first]), list(code)[list(code).index(first) :])
+        plt.close("all")  # of the experiment
+        keys = [key for key in code if key != "experiment"]
+        for answers in [*several, *idle]:
+            first = keys.index(next(key for key in keys if key in answers))
+            end = keys.index(f"{keys[first]}-seen") + 1 if answers in idle else None
+            yield failing(answers, dict(before[keys[first]]), keys[first:end])
 
 
 @pytest.fixture(scope="module")
@@ -291,9 +332,14 @@ def test_wrong_answers_pass_what_students_see_and_lose_the_hidden_points(course,
     reference, blank = solutions(notebook), solutions(released)
     given = reference.get("step", "").partition("\n\n\n")[2]  # what the text gives after the student's part
     wrong = {key: {key: dedent(text).replace("{restore}", given)} for key, (text, _) in WRONG[name].items()}
+    nothing = {key: {key: text.replace("{restore}", given)} for key, text in NOTHING[name].items()}
     assert len(wrong) >= 2
+    assert nothing.keys() == {key for key in reference if f"{key}-seen" in tests}
     visible = {key: cell.source for key, cell in cells(released).items() if key in tests}
-    *found, failed, seen = failures(notebook, *wrong.values(), blank, visible)
+    failed, seen, *found = failures(notebook, [blank, visible, *wrong.values()], list(nothing.values()))
+    found, idle = found[: len(wrong)], found[len(wrong) :]
+    for key, lost in zip(nothing, idle):
+        assert f"{key}-seen" in lost, f"an answer that does nothing passes the visible test of {key}"
     assert failed & tests == tests  # a blank answer gets nothing
     assert dict(zip(wrong, found)) == {key: lost for key, (_, lost) in WRONG[name].items()}
     for lost in found:
@@ -325,7 +371,10 @@ def test_the_student_version_holds_no_solution_and_no_hidden_test(course, name):
 
 def test_a_student_can_check_and_is_told_what_is_missing(course, tmp_path, capsys, monkeypatch):
     right = course[0] / "submitted" / "reference" / "ps1" / "ps1.ipynb"
-    assert assignments.check(right) == [(True, "ps1.ipynb passes all tests that you can see.")]
+    words = (
+        "3 of the 3 points of tests that you see in full are reached; 7 more depend on hidden tests too, and 4 on a "
+    )
+    assert assignments.check(right) == [(True, f"{words}person who reads.")]
     released = course[0] / "release" / "ps1" / "ps1.ipynb"
     changed = nbformat.read(released, 4)
     cells(changed)["ifgsm-seen"].source = "pass"
@@ -379,12 +428,12 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys):
     (tmp_path / "submitted" / "anna" / "ps0").mkdir()
     for row, words in {
         "anna,ps1,words": "line 2: it must have",
-        "anna,ps1,words,three": "line 2: 'three' is not a number of points from 0 to 3",
+        "anna,ps1,words,three": "line 2: 'three' is not a number of points from 0 to 4",
         "anna,ps1,words,nan": "line 2: 'nan' is not a number",
         "anna,ps0,words,3": "nobody called 'anna' has handed in 'ps0'",
         "Anna,ps1,words,3": "nobody called 'Anna'",
         "anna,ps1,word,3": "did you mean words",
-        "anna,ps1,words,4": "line 2: '4' is not a number of points from 0 to 3",
+        "anna,ps1,words,5": "line 2: '5' is not a number of points from 0 to 4",
     }.items():
         (tmp_path / "marks.csv").write_text(f"student,assignment,question,marks\n{row}\n")
         assert cli.main(["assignments", "grade", "--course", course]) == 2
@@ -430,6 +479,35 @@ def test_no_cell_of_grades_is_a_formula_and_no_row_is_there_twice(tmp_path):
 def test_what_a_teacher_changed_is_kept(tmp_path):
     (path,) = assignments.release(["ps2"], tmp_path)
     source = tmp_path / "source" / "ps2" / "ps2.ipynb"
-    source.write_text(source.read_text().replace("About an hour.", "Two hours."))
+    source.write_text(source.read_text().replace("About an hour", "Two hours"))
     assignments.release(["ps2"], tmp_path)
-    assert "Two hours." in path.read_text()
+    assert "Two hours" in path.read_text()
+
+
+@pytest.mark.parametrize("name", assignments.names())
+def test_students_are_told_points_time_and_rules_and_get_hints_and_a_picture(name):
+    notebook, points = source(name), points_of(name)
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    told = [float(number) for number in re.findall(r"(?m)^## .*\(([\d.]+) points\)$", text)]
+    assert sum(told) == sum(points.values())
+    assert f"**{sum(points.values()):g} points.**" in text
+    for words in ("**Time.**", "**Working together, and AI helpers.**", f"## {len(told)}. The experiment"):
+        assert words in text
+    assert text.count("<summary>Hint</summary>") == len(told)
+    figure = cells(notebook)["experiment"].source
+    assert ("plots.grid(" in figure, "plt.subplots(" in figure) == (True, True)
+    for key, cell in cells(notebook).items():
+        if cell.metadata.nbgrader.solution and cell.cell_type == "code":
+            taught = re.findall(r"(?m)^def .*:\n    \"\"\"", cell.source)
+            assert len(taught) == len(re.findall(r"(?m)^def ", cell.source)), key
+            assert f"{key}-seen" in points
+
+
+def test_every_exercise_of_the_notebooks_has_a_solution_that_students_lack():
+    page = (assignments.SOURCE.parent / "solutions.md").read_text(encoding="utf-8")
+    answered = {part[:2]: re.findall(r"(?m)^(\d)\. ", part) for part in page.split("\n## ")[1:]}
+    asked = {}
+    for path in sorted((assignments.PROJECT / "notebooks").glob("*.ipynb")):
+        text = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
+        asked[path.stem[:2]] = re.findall(r"(?m)^(\d)\. \*\((?:easy|medium|open)\)", text.partition("## Exercises")[2])
+    assert asked == answered

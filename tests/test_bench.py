@@ -15,7 +15,7 @@ import torch
 from faceadv import cli, faces, metrics, pairs, precision, recognisers, records
 from faceadv.benchmark import cell, grid, statistics
 from faceadv.benchmark.cell import Cell, Settings
-from faceadv.course import profiles
+from faceadv.course import profiles, run
 from faceadv.errors import Invalid
 
 SMALL = Settings(pair_count=4, slow_pair_count=2, steps=8, slow_steps=2, sampling_steps=2)
@@ -360,7 +360,7 @@ def test_the_command_computes_what_the_notebook_reads(tmp_path, capsys):
     assert cli.main(["bench", "--profile", "smoke", "--scheduler", "single", "--out", str(tmp_path), *options]) == 0
     assert "4 cells" in capsys.readouterr().out
     values = profiles.defaults(notebook) | profiles.parameters("smoke", notebook, few)
-    folder = records.place(tmp_path / "results", "smoke", grid.NOTEBOOK).with_suffix("")
+    folder = records.place(run.folder(tmp_path, few) / "results", "smoke", grid.NOTEBOOK).with_suffix("")
     rows = grid.read(grid.plan(values, ["dlib"])["static"], grid.settings(values), folder)
     assert len(rows) == 4
     assert cli.main(["bench", "-p", "pair_cuont", "3"]) == 2

@@ -227,22 +227,24 @@ def test_a_parameter_that_is_given_twice_is_refused(command, stand_in, capsys):
 def test_run_passes_on_what_was_asked(stand_in, capsys):
     calls = []
 
-    def run(names, profile, overrides, out, fresh):
-        calls.append((names, profile, overrides, out, fresh))
+    def run(names, profile, overrides, out, fresh, jobs):
+        calls.append((names, profile, overrides, out, fresh, jobs))
         return [types.SimpleNamespace(status="reused")]
 
     def update(names, profile, out, fresh):
         calls.append((names, "update", profile))
         return [types.SimpleNamespace(status="failed")]
 
-    stand_in("course.run", run=run, update=update, summary=lambda results: "the table")
+    stand_in("course.profiles", spread=lambda paths, overrides: [overrides])
+    shared = {"select": list, "folder": lambda out, overrides: out, "summary": lambda results: "the table"}
+    stand_in("course.run", run=run, update=update, **shared)
     assert cli.main(["run", "00", "01", "-p", "lr", "1e-3", "-p", "eps", "-1", "--fresh"]) == 0
-    assert cli.main(["run", "--profile", "smoke", "--out", "o"]) == 0
+    assert cli.main(["run", "--profile", "smoke", "--out", "o", "--jobs", "3"]) == 0
     assert cli.main(["run", "00", "--update"]) == 1
     assert cli.main(["run", "00", "--update", "--profile", "lfw"]) == 1
     assert calls == [
-        (["00", "01"], "orl", {"lr": "1e-3", "eps": "-1"}, "build", True),
-        (["all"], "smoke", {}, "o", False),
+        (["00", "01"], "orl", {"lr": "1e-3", "eps": "-1"}, "build", True, 1),
+        (["all"], "smoke", {}, "o", False, 3),
         (["00"], "update", "orl"),
         (["00"], "update", "lfw"),
     ]
@@ -254,4 +256,15 @@ def test_run_passes_on_what_was_asked(stand_in, capsys):
         told = capsys.readouterr().err
         assert told.startswith("faceadv: --scheduler and --workers are for several values of a parameter")
         assert told.count("\n") == 1
+    assert cli.main(["run", "00", "--update", "--jobs", "2"]) == 2
+    assert capsys.readouterr().err.startswith("faceadv: --jobs is for notebooks without --update")
     assert len(calls) == 4
+
+
+def test_relative_folders_of_data_and_cache_are_meant_from_here(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FACEADV_DATA", "data")
+    monkeypatch.setenv("FACEADV_CACHE", "../cache")
+    assert cli.main(["--version"]) == 0
+    assert os.environ["FACEADV_DATA"] == str(tmp_path / "data")
+    assert os.environ["FACEADV_CACHE"] == str(tmp_path / ".." / "cache")

@@ -459,3 +459,13 @@ def test_the_fingerprint_is_of_names_and_content(tmp_path, monkeypatch):
     assert datasets.fingerprint(tmp_path / "one") != first
     (tmp_path / "other" / "ann").rename(tmp_path / "other" / "bob")
     assert datasets.fingerprint(tmp_path / "other") != first
+
+
+def test_own_photos_may_be_of_many_kinds(tmp_path):
+    (tmp_path / "ann").mkdir()
+    photos = ["a.webp", "b.gif", "c.TIFF", "d.jfif", "e.HEIC", "f.avif", "g.bmp"]
+    for name in [*photos, ".hidden.jpg", "notes.txt"]:
+        (tmp_path / "ann" / name).touch()
+    (tmp_path / "bob").symlink_to(tmp_path / "ann")
+    found = datasets.photos(tmp_path)[1]
+    assert found == [f"{person}/{photo}" for person in ("ann", "bob") for photo in photos]

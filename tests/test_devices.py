@@ -205,11 +205,11 @@ def test_classifiers_and_trackers(orl, device):
     train = trackers.split(y)
     for tracker in (trackers.nearest_neighbour, trackers.logistic_regression):
         success, normal = trackers.judge(tracker, embeddings, embeddings.flip(1), embeddings, y, train, [0])
-        assert normal.item() > 0.9
+        assert normal.nanmean() > 0.9
         there = trackers.judge(
             tracker, embeddings.to(device), embeddings.flip(1).to(device), embeddings.to(device), y, train, [0]
         )
-        assert [success.item(), normal.item()] == [value.item() for value in there]
+        torch.testing.assert_close((success, normal), there, rtol=0, atol=0, equal_nan=True)
     small = torch.nn.functional.avg_pool2d(x, 4)
     trackers.judge(lambda *data: trackers.end_to_end(*data, epochs=1), small, small.flip(3), small, y, train, [[0, 1]])
 
@@ -324,7 +324,7 @@ def test_photos_to_train_puface_on(orl, device, monkeypatch):
 def test_deidentify(orl, device):
     recogniser = pair(device)[1]
     photo = align.read_photo(orl.files[0])
-    after = deidentify.protect(photo, orl.matrices[0], recogniser, steps=2)
+    after = deidentify.protect(photo, orl.matrices[0], [recogniser], steps=2)
     assert after.shape == photo.shape
     assert (after != photo).any()
 
@@ -381,7 +381,7 @@ def test_the_benchmark_of_a_gpu_runs_and_leaves_out_what_is_missing(tmp_path):
 def test_the_readme_shows_the_record_of_a_gpu(script):
     root, gpu = Path(__file__).parents[1], script("gpu")
     record = json.loads((root / "results" / "gpu.json").read_text())
-    assert f"<!-- gpu -->\n{gpu.table(record)}<!-- /gpu -->\n" in (root / "README.md").read_text(encoding="utf-8")
+    assert f"<!-- gpu -->\n{gpu.table(record)}<!-- /gpu -->\n" in (root / "docs" / "gpu.md").read_text(encoding="utf-8")
 
 
 @only_emulated

@@ -16,7 +16,7 @@ from faceadv.training import RECIPES
 JUDGE = "mobilenet-vggface2"
 PACKAGE = Path(faceadv.__file__).parent
 # the only modules that name it: what it is, and what judges by it
-MAY = {"recognisers.py", "networks/mobilenet.py", "deidentify.py", "cli.py"}
+MAY = {"recognisers.py", "networks/mobilenet.py", "deidentify.py"}
 # parameters of notebooks that say whom an attack, a cloak or a classifier is made with
 MAKERS = ("recogniser_name", "second_name", "extractor_name", "backbone_name", "adaptive_recognisers", "texture_name")
 
@@ -44,8 +44,8 @@ def test_no_default_is_it():
     for module in (cloaks, recognisers):
         for _, function in inspect.getmembers(module, inspect.isfunction):
             assert all(p.default != JUDGE for p in inspect.signature(function).parameters.values())
-    taken = inspect.signature(deidentify.folder).parameters
-    assert (taken["model"].default, taken["unseen"].default) == ("dlib", JUDGE)
+    assert JUDGE not in inspect.signature(deidentify.folder).parameters["models"].default
+    assert deidentify.unseen(deidentify.MADE_FOR) == JUDGE
 
 
 @pytest.mark.parametrize("path", sorted((PROJECT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)

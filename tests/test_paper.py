@@ -65,7 +65,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def published(orl, tmp_path_factory):
-    """The folders that FACEADV_DATA, FACEADV_CACHE and HF_HOME name, as after all that the README tells to fetch."""
+    """The folders that FACEADV_DATA, FACEADV_CACHE and HF_HOME name, after all fetches of docs/networks.md."""
     home = tmp_path_factory.mktemp("paper")
     _lfw(orl, home / "data" / "lfw")
     folder = home / "cache" / "weights"

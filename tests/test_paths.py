@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from faceadv.errors import Failed, Invalid
 from faceadv.store import paths
 
 
@@ -75,9 +76,24 @@ def test_folders_are_where_the_environment_says(monkeypatch):
     monkeypatch.setenv("FACEADV_DATA", "~/faces")
     monkeypatch.setenv("FACEADV_CACHE", "~/cache")
     assert (paths.data_root(), paths.cache_root()) == (Path.home() / "faces", Path.home() / "cache")
+    monkeypatch.setenv("FACEADV_DATA", "faces")
+    monkeypatch.setenv("FACEADV_CACHE", "../cache")
+    assert (paths.data_root(), paths.cache_root()) == (Path.cwd() / "faces", Path.cwd() / ".." / "cache")
     monkeypatch.setenv("FACEADV_DATA", "")
     assert paths.data_root() == paths.PROJECT / "data"
     assert (paths.PROJECT / "pyproject.toml").is_file()
+
+
+def test_nobody_s_home(monkeypatch):
+    """A user whom the system does not know, and no HOME."""
+    for name in ("HOME", "XDG_CACHE_HOME", "FACEADV_CACHE", "FACEADV_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    with pytest.raises(Failed, match=r"^Your home folder, for the cache, is not known: set FACEADV_CACHE"):
+        paths.cache_root()
+    with pytest.raises(Invalid, match=r"^~/faces begins with ~, and your home folder is not known: write the whole"):
+        paths.meant("~/faces")
+    assert paths.data_root() == paths.PROJECT / "data"
 
 
 def test_nearest():

@@ -1,4 +1,4 @@
-"""The comparison with other libraries runs, is of equals, and the README shows its record."""
+"""The comparison with other libraries runs, is of equals, and docs/measured.md shows its record."""
 
 import pytest
 import torch
@@ -56,4 +56,4 @@ def test_the_plain_loop_is_ddnm(peers):
 
 def test_the_readme_shows_the_record(peers):
     table = peers.table(records.read(peers.RECORD))
-    assert f"<!-- peers -->\n{table}<!-- /peers -->\n" in (PROJECT / "README.md").read_text(encoding="utf-8")
+    assert f"<!-- peers -->\n{table}<!-- /peers -->\n" in (PROJECT / "docs" / "measured.md").read_text(encoding="utf-8")

@@ -1,6 +1,7 @@
 """Records: written whole, read back, compared by their numbers only, shown as tables."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ import torch
 
 import faceadv
 from faceadv import metrics, records
+from faceadv.course import profiles
 from faceadv.errors import Invalid, Missing
 from faceadv.records import number
 
@@ -20,6 +22,17 @@ def write(path, value=0.9312345678, **run):
         number("not measured", None, paper="about 95"),
     ]
     return records.write(path, notebook="01_attacks", profile="orl", seed=0, numbers=numbers, data="ORL", **run)
+
+
+def test_a_notebook_that_runs_elsewhere_writes_there_and_not_beside(tmp_path, monkeypatch):
+    """As with papermill, typed by hand in any folder."""
+    for path in profiles.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"):
+        assert profiles.defaults(path)["results_dir"] == records.DEFAULT
+    monkeypatch.chdir(tmp_path)
+    assert records.place(records.DEFAULT, "orl", "01") == Path("build/results/orl/01.json")
+    assert records.place("../mine", "orl", "01") == Path("../mine/orl/01.json")
+    monkeypatch.chdir(profiles.NOTEBOOKS)
+    assert records.place(records.DEFAULT, "orl", "01") == Path("../build/results/orl/01.json")
 
 
 def test_round_trip(tmp_path):

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from faceadv import cli, plots
+from faceadv import cli, errors, plots
 from faceadv.course import notebook, profiles, run
 from faceadv.store import cache, datasets, threads, weights
 
@@ -230,17 +230,92 @@ def test_key_knows_the_photos_of_a_folder_that_is_a_parameter(course, tmp_path):
     assert run._key(path, {"own_folder": str(tmp_path)}, "") != run._key(path, {"own_folder": ""}, "")
 
 
-def test_a_relative_folder_is_meant_from_where_the_command_is_typed(course, tmp_path, monkeypatch):
-    course("00_a", "print(own_folder)")
-    person = tmp_path / "mine" / "ann"
-    person.mkdir(parents=True)
+def test_folders_of_photos_are_looked_for_before_anything_runs(course, tmp_path, monkeypatch, capsys):
+    course("00_a", "print(own_folder)", parameters=f'own_folder: str = ""\nfaces_name: str = "orl"\n{PARAMETERS}')
+    (tmp_path / "mine" / "ann").mkdir(parents=True)
+    (tmp_path / "mine" / "ann" / "1.jpg").write_bytes(b"photo")
+    (tmp_path / "bare").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert run._folder("own_folder", "mine") == str(tmp_path / "mine")
-    assert run._folder("faces_name", "lfw") == "lfw"
-    assert run._folder("own_folder", "") == ""
-    assert run._folder("steps", 3) == 3
-    with pytest.raises(run.Invalid, match=r"there is no folder .*elsewhere"):
-        run._folder("own_folder", "elsewhere")
+    monkeypatch.setenv("FACEADV_DATA", "no")
+    for name, value, told in (
+        ("own_folder", "elsewhere", f'"{tmp_path}/elsewhere" is neither "orl" nor "lfw" nor a folder'),
+        ("own_folder", "bare", f"{tmp_path}/bare holds no photos"),
+        ("faces_name", "lfw", f"LFW is not under {tmp_path}/no"),
+        ("faces_name", "orl,lfw", f"LFW is not under {tmp_path}/no"),
+    ):
+        assert cli.main(["run", "0", "-p", name, value, "--out", "out"]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"faceadv: {told}")
+        assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    assert cli.main(["run", "0", "-p", "own_folder", "mine", "--out", "out"]) == 0
+    (copy,) = (tmp_path / "out").glob("own_folder=*/orl/00_a.ipynb")  # a folder of its own, though its name has slashes
+    assert printed(copy) == f"{tmp_path}/mine\n"
+
+
+def test_a_kernel_finds_the_folders_that_were_meant_where_the_command_was_typed(course, tmp_path, monkeypatch):
+    course("00_a", 'import os; print(os.environ["FACEADV_DATA"], os.environ["FACEADV_CACHE"])')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FACEADV_DATA", "data")
+    monkeypatch.setenv("FACEADV_CACHE", "./cache")
+    (result,) = run.run("00", out="out")
+    assert printed(result.path) == f"{tmp_path}/data {tmp_path}/cache\n"
+
+
+def test_a_run_with_other_parameters_has_a_folder_of_its_own_and_says_what_is_other(course, tmp_path, capsys):
+    course("00_a", RECORDING)
+    out = tmp_path / "out"
+    run.run("00", out=out)
+    plain = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != "index.html"}
+    assert cli.main(["run", "0", "-p", "steps", "8", "-p", "lr", "1e-3", "--out", str(out)]) == 0
+    assert "steps=8_lr=1e-3/index.html" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in plain} == plain
+    own, told = out / "steps=8_lr=1e-3", "Not profile orl as it is: lr = 1e-3, steps = 8."
+    record = json.loads((own / "results" / "orl" / "00_a.json").read_text())
+    assert record["changed"] == {"steps": "8", "lr": "1e-3"}
+    assert record["numbers"][0]["value"] == 16
+    assert "changed" not in json.loads((out / "results" / "orl" / "00_a.json").read_text())
+    for page in (own / "index.html", own / "orl" / "00_a.html"):
+        assert told in page.read_text()
+    assert "Not profile" not in (out / "orl" / "00_a.html").read_text()
+    again = run.run("00", out=out)
+    assert [result.status for result in again] == ["reused"]
+    assert 'href="steps%3D8_lr%3D1e-3/index.html"' in (out / "index.html").read_text()
+    _, results = run.sweep("00", "orl", {"steps": ["8", "9"], "lr": "1e-3"}, out)
+    assert [result.status for result in results] == ["reused", "ran"]  # a sweep knows what ran alone
+
+
+def test_the_folder_of_a_run_is_a_name_that_a_disk_takes(tmp_path):
+    assert run.folder(tmp_path, {}) == run.folder(tmp_path, None) == tmp_path
+    long, path = (run.folder(tmp_path, given) for given in ({"eps": list(range(300))}, {"own": "/a/../b:c*"}))
+    assert long.parent == path.parent == tmp_path
+    assert len(long.name) < 120
+    assert path != run.folder(tmp_path, {"own": "/a/../b:c?"})
+
+
+def test_an_own_profile_names_folder_and_record(course, tmp_path, monkeypatch, capsys):
+    course("00_a", RECORDING)
+    (tmp_path / "mine.yaml").write_text("0: {steps: 010}")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["run", "0", "--profile", "mine.yaml", "--out", "out"]) == 0
+    record = json.loads((tmp_path / "out" / "results" / "mine" / "00_a.json").read_text())
+    assert record["numbers"][0]["value"] == 20
+    assert cli.main(["run", "0", "--profile", "mine.yaml", "-p", "lr", "1,2", "--out", "out"]) == 0
+    assert (tmp_path / "out" / "lr=2" / "results" / "mine" / "00_a.json").exists()
+
+
+def test_several_notebooks_at_a_time(course, tmp_path):
+    waiting = """from pathlib import Path; import time; end = time.time() + 100; here = Path(PLACE)
+(here / NAME).touch()
+while len(list(here.glob("0*"))) < 2: assert time.time() < end"""
+    for name in ("00_a", "01_b"):
+        course(name, waiting.replace("PLACE", repr(str(tmp_path))).replace("NAME", repr(name)))
+    results = run.run("all", out=tmp_path / "out", jobs=2)
+    assert [result.error for result in results] == ["", ""]
+    assert [result.name for result in results] == ["00_a", "01_b"]
+    assert [result.status for result in run.run("all", out=tmp_path / "out")] == ["reused"] * 2
+    with pytest.raises(ValueError, match="jobs must be a whole number of at least 1, not 0"):
+        run.run("all", out=tmp_path / "out", jobs=0)
 
 
 def test_libraries_that_make_numbers_are_in_the_key():
@@ -250,7 +325,7 @@ def test_libraries_that_make_numbers_are_in_the_key():
 def test_a_folder_that_cannot_be_written_is_told(course, tmp_path):
     course("00_a", "1")
     (tmp_path / "file").write_text("")
-    with pytest.raises(run.Failed, match="cannot be written"):
+    with pytest.raises(errors.Failed, match="cannot be written"):
         run.run("00", out=tmp_path / "file")
 
 
@@ -283,6 +358,7 @@ def test_failures_leave_copies_that_do_not_look_finished(course, tmp_path, capsy
         ({"fast": "1"}, "must be of type bool, not int"),
         ({"lr": "8/255"}, "must be of type float"),
         ({"eps": "3"}, "must be of type list, not int"),
+        ({"lr": "nan"}, "must be a number of at least 0, not nan"),
         ({"eps": "[1, x]"}, "an item of eps of 00_a must be of type float"),
     ],
 )
@@ -467,12 +543,12 @@ def test_two_runs_do_not_write_into_one_folder(course, tmp_path, capsys):
     course("00_a", "1")
     out = tmp_path / "out"
     for file, values in ((".run.lock", []), (".sweep.lock", ["-p", "steps", "1,2"])):
-        with run._alone(out / file):  # as the first run does
+        with run.alone(out / file):  # as the first run does
             began = time.monotonic()
             assert cli.main(["run", "00", "--out", str(out), *values]) == 2
             assert time.monotonic() - began < 20
         told = capsys.readouterr()
-        assert told.err == f"faceadv: Another run is writing into {out}: wait for its end, or choose another --out.\n"
+        assert told.err == f"faceadv: Another run is writing into {out}: wait for its end, or choose another folder.\n"
         assert told.out == ""
     assert sorted(path.name for path in out.iterdir()) == [".run.lock", ".sweep.lock"]
     assert cli.main(["run", "00", "--out", str(out)]) == 0

@@ -42,7 +42,7 @@ def test_without_a_cloak_nothing_succeeds(ten):
         trackers.nearest_neighbour, embeddings, embeddings, embeddings, labels, train, [0, 3, 7]
     )
     assert success.tolist() == [0, 0, 0]
-    assert normal.tolist() == [1, 1, 1]
+    assert normal.tolist() == [1] * 10
 
 
 def test_a_cloak_hides_its_user_and_nobody_else(ten):
@@ -50,7 +50,7 @@ def test_a_cloak_hides_its_user_and_nobody_else(ten):
     cloaked = embeddings + 10  # the published photos of whoever cloaks lie far from everybody's
     success, normal = trackers.judge(trackers.nearest_neighbour, embeddings, cloaked, embeddings, labels, train, [2, 5])
     assert success.tolist() == [1, 1]
-    assert normal.tolist() == [1, 1]
+    assert normal.tolist() == [1] * 10  # those two as well, each while the other one cloaks
 
 
 def test_the_user_is_tested_on_natural_photos_and_trained_on_cloaked_ones_alone():
@@ -65,7 +65,9 @@ def test_the_user_is_tested_on_natural_photos_and_trained_on_cloaked_ones_alone(
     success, normal = trackers.judge(tracker, natural, cloaked, tested, labels, train, [1])
     assert seen["data"].tolist() == [[0], [1]]
     assert seen["tested"].tolist() == [[2], [2]]
-    assert (success.tolist(), normal.tolist()) == ([1], [1])
+    assert success.tolist() == [1]
+    assert normal[0] == 1
+    assert normal[1].isnan()  # person 1 cloaks each time
 
 
 def test_users_who_cloak_at_once(ten):
@@ -74,7 +76,21 @@ def test_users_who_cloak_at_once(ten):
         trackers.nearest_neighbour, embeddings, embeddings + 10, embeddings, labels, train, [[2, 5]]
     )
     assert success.tolist() == [1, 1]
-    assert normal.tolist() == [1, 1]
+    assert normal.isnan().nonzero().flatten().tolist() == [2, 5]
+    assert normal[~normal.isnan()].tolist() == [1] * 8
+
+
+def test_normal_accuracy_is_each_persons_own():
+    """Person 0 is right in one of two photos whoever cloaks, person 1 never while person 2 cloaks."""
+    labels, train = torch.tensor([0, 0, 0, 1, 1, 2, 2]), torch.tensor([1, 0, 0, 1, 0, 1, 0]).bool()
+
+    def tracker(data, labels, tested):
+        return torch.tensor([0, 9, 9 if data[2] else 1, 2])
+
+    natural, cloaked = torch.zeros(7, 1), torch.ones(7, 1)
+    success, normal = trackers.judge(tracker, natural, cloaked, natural, labels, train, [0, 1, 2])
+    assert success.tolist() == [0.5, 0, 0]
+    assert normal.tolist() == [0.5, 0.5, 1]
 
 
 def test_a_user_without_a_test_photo_is_an_error(ten):

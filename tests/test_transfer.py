@@ -109,8 +109,12 @@ def test_ti_agrees_with_torchattacks(orl, dlib):
     centres = torch.stack([embeddings[orl.labels == i].mean(0) for i in range(10)])
 
     class NearestCentre(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.centres = nn.Parameter(centres, requires_grad=False)  # torchattacks asks a parameter for the device
+
         def forward(self, images):
-            return -10 * (dlib.embed(images, fast=False)[:, None] - centres).square().sum(2)
+            return -10 * (dlib.embed(images, fast=False)[:, None] - self.centres).square().sum(2)
 
     classifier, x, labels = NearestCentre().eval(), orl.images[0:40:10], torch.arange(4)
     given = {"eps": EPS, "alpha": EPS / 3, "steps": 3}

@@ -21,24 +21,13 @@ import cloudpickle
 import numpy as np
 import torch
 
-from faceadv import (
-    adaptive,
-    attacks,
-    ddnm,
-    faces,
-    metrics,
-    objectives,
-    pairs,
-    precision,
-    purifiers,
-    recognisers,
-    verification,
-)
+from faceadv import adaptive, attacks, ddnm, faces, metrics, objectives, pairs, precision, purifiers, recognisers
 from faceadv.errors import Invalid
 from faceadv.images import quantise
 from faceadv.networks import a3gn, frbench, prior
 from faceadv.store import cache, datasets, weights
 from faceadv.store.paths import nearest
+from faceadv.verification import pair_distances, threshold_at_far
 
 __all__ = ["ATTACKS", "BATCH", "DEFENCES", "DIFFUSION", "GOALS", "WAYS", "Cell", "Settings"]
 __all__ += ["check", "data", "measure", "version"]
@@ -233,8 +222,8 @@ def _recogniser(name, settings):
     """A recogniser and its threshold at the false accept rate on the calibration people."""
     recogniser, (people, *_) = recognisers.load(name, settings.device), data(settings.faces_name)
     every, embeddings = pairs.all_pairs(people), recognisers.embed_faces(recogniser, people)
-    distances = verification.pair_distances(recogniser, embeddings, every[~every.same])
-    return recogniser, verification.threshold_at_far(distances, settings.far)
+    distances = pair_distances(recogniser, embeddings, every[~every.same])
+    return recogniser, threshold_at_far(distances, settings.far)
 
 
 @functools.lru_cache(maxsize=8)

@@ -6,19 +6,21 @@ there before; whoever looks for the key in the memory of the interpreter will fi
 
 import ast
 import builtins
+import contextlib
 import gc
 import hmac
 import inspect
 import linecache
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
+from types import CodeType
 
 from IPython import get_ipython
 from IPython.core.inputtransformer2 import TransformerManager
 
-__all__ = ["KEY", "begin", "proof", "runner"]
+__all__ = ["KEY", "begin", "proof", "runner", "without"]
 
 KEY = Path(".key")
 # what tests rest on
@@ -85,3 +87,30 @@ def _honest(before, given, space):
 def _fixed(thing):
     """Whether it is a module, or a function or class that was defined in none of the notebook's functions."""
     return inspect.ismodule(thing) or "." not in getattr(thing, "__qualname__", ".")
+
+
+@contextlib.contextmanager
+def without(*functions: Callable) -> Iterator[None]:
+    """A context in which a call of one of these functions is an ``AssertionError``, under whatever name it is called.
+
+    For tests of answers that shall not be one call of what is asked for. A copy of the function's text is not noticed.
+    """
+    codes, called = {}, []
+    for function in functions:
+        parts = [function.__code__]
+        for part in parts:  # and the functions that it makes
+            codes[part] = function.__qualname__
+            parts += [inner for inner in part.co_consts if isinstance(inner, CodeType)]
+
+    def watch(frame, event, _):
+        if event == "call" and frame.f_code in codes:
+            called.append(codes[frame.f_code])
+
+    before = sys.getprofile()
+    sys.setprofile(watch)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+    if called:
+        raise AssertionError(f"This answer calls faceadv's own {called[0]}: write it yourself.")

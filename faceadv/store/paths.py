@@ -9,20 +9,41 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pooch
+from filelock import FileLock, Timeout
 
-__all__ = ["PROJECT", "cache_root", "data_root", "nearest", "replacing", "scratch"]
+from faceadv.errors import Failed, Invalid
+
+__all__ = ["PROJECT", "alone", "cache_root", "data_root", "meant", "nearest", "replacing", "scratch", "settle"]
 
 PROJECT = Path(__file__).resolve().parents[2]
 
 
 def data_root() -> Path:
     """Folder with data sets: ``FACEADV_DATA``, or ``data/`` of this checkout."""
-    return Path(os.environ.get("FACEADV_DATA") or PROJECT / "data").expanduser()
+    return meant(os.environ.get("FACEADV_DATA") or PROJECT / "data")
 
 
 def cache_root() -> Path:
     """Folder for chips and downloaded weights: ``FACEADV_CACHE``, or the user's cache folder."""
-    return Path(os.environ.get("FACEADV_CACHE") or pooch.os_cache("faceadv")).expanduser()
+    try:
+        return meant(os.environ.get("FACEADV_CACHE") or pooch.os_cache("faceadv"))
+    except RuntimeError as e:  # a user whom the system does not know, and no HOME
+        raise Failed("Your home folder, for the cache, is not known: set FACEADV_CACHE to a folder.") from e
+
+
+def meant(path: str | Path) -> Path:
+    """The absolute path that somebody means who types this here. ``Invalid`` for ~ where there is no home folder."""
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as e:
+        raise Invalid(f"{path} begins with ~, and your home folder is not known: write the whole path.") from e
+
+
+def settle() -> None:
+    """Make ``FACEADV_DATA`` and ``FACEADV_CACHE`` absolute, because a notebook's kernel runs in another folder."""
+    for name in ("FACEADV_DATA", "FACEADV_CACHE"):
+        if os.environ.get(name):
+            os.environ[name] = str(meant(os.environ[name]))
 
 
 @contextlib.contextmanager
@@ -50,6 +71,21 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def alone(file: str | Path) -> Iterator[None]:
+    """A context in which nobody else who asks for this file writes into its folder. Raises ``Failed``."""
+    folder, lock = Path(file).parent, FileLock(file)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as e:
+        raise Failed(f"Another run is writing into {folder}: wait for its end, or choose another folder.") from e
+    except OSError as e:
+        raise Failed(f"{folder} cannot be written ({e.strerror}): choose another folder.") from e
+    with lock:
+        yield
+
+
+@contextlib.contextmanager
 def scratch(path: str | Path) -> Iterator[Path]:
     """Yield a new folder beside ``path``, to be filled and renamed to it; what is left of it at the end is deleted."""
     work = _beside(Path(path))
@@ -61,7 +97,8 @@ def scratch(path: str | Path) -> Iterator[Path]:
 
 
 def _beside(path):
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    name = path.name if len(os.fsencode(path.name)) < 200 else path.name[:40]  # a disk takes 255 bytes
+    return path.with_name(f".{name}.{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

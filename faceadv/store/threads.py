@@ -13,11 +13,7 @@ from pathlib import Path
 
 __all__ = ["ENVIRONMENT", "cores", "settle"]
 
-ENVIRONMENT = {
-    "GOMP_SPINCOUNT": "1000",
-    "MALLOC_MMAP_THRESHOLD_": "1073741824",
-    "MALLOC_TRIM_THRESHOLD_": "2147483647",
-}
+ENVIRONMENT = {"GOMP_SPINCOUNT": "1000", "MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "2147483647"}
 CGROUP = Path("/sys/fs/cgroup")  # in a container, the control group of that container
 MALLOPT = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_THRESHOLD_": -3}  # their numbers in glibc's malloc.h
 
@@ -41,7 +37,7 @@ def cores() -> int:
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
         with contextlib.suppress(OSError, ValueError):  # there is no such file, or it says "max"
-            quota, period = map(int, " ".join((CGROUP / file).read_text() for file in files).split())
+            quota, period = map(int, " ".join((CGROUP / file).read_text(encoding="utf-8") for file in files).split())
             if quota > 0:  # -1 is no limit
                 count = min(count, math.ceil(quota / period))
     return count

@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -34,8 +35,10 @@ def shipped() -> dict[str, dict[str, str]]:
     A name is one file, ``NAME.safetensors``, or a folder.
     """
     sums, found = SHIPPED / "SHA256SUMS", {}
-    for line in sums.read_text(encoding="utf-8").splitlines() if sums.exists() else []:
-        digest, path = line.split()
+    for line in sums.read_text(encoding="utf-8", errors="replace").splitlines() if sums.exists() else []:
+        digest, _, path = line.partition("  ")
+        if not re.fullmatch("[0-9a-f]{64}", digest) or not path:
+            raise Invalid(f"{sums.name} in models/ is damaged: install this package again, or restore the file.")
         found.setdefault(Path(path).parts[0].removesuffix(".safetensors"), {})[path] = digest
     return found
 
@@ -133,6 +136,8 @@ def fetch(name: str, release: str | None = None) -> Path:
     """
     if name not in DOWNLOADS:
         return find(name)
+    with contextlib.suppress(Missing):  # before any lock, which a cache that can only be read does not have
+        return find(name)
     with cache.lock(f"weights-{name}", f"Another process is fetching {name}: this one waits for its end."):
         with contextlib.suppress(Missing):
             return find(name)
@@ -203,13 +208,15 @@ def _note(path):
 
 def _known(path):
     """The SHA-256 that a fetched file must have, or None."""
-    return PUBLISHED.get(path.name, _note(path).read_text().strip() if _note(path).exists() else None)
+    note = _note(path)
+    noted = note.read_text(encoding="utf-8", errors="replace").strip() if note.exists() else None
+    return PUBLISHED.get(path.name, noted)
 
 
 def _remember(path):
     if _known(path) is None:
         with replacing(_note(path)) as part:
-            part.write_text(cache.sha256(path) + "\n")
+            part.write_text(cache.sha256(path) + "\n", encoding="utf-8")
 
 
 def _compare(files, fate):
@@ -274,9 +281,9 @@ def ship(name: str, tensors: Mapping[str, torch.Tensor]) -> Path:
 
 def enter(name: str, files: Iterable[Path]) -> None:
     """Write the SHA-256 of shipped files into ``models/SHA256SUMS``, in place of what it has of that name."""
-    sums = shipped() | {name: {path.relative_to(SHIPPED).as_posix(): cache.sha256(path) for path in files}}
-    lines = sorted((path, digest) for paths in sums.values() for path, digest in paths.items())
-    with replacing(SHIPPED / "SHA256SUMS") as part:
+    mine = {name: {path.relative_to(SHIPPED).as_posix(): cache.sha256(path) for path in files}}
+    with cache.lock("ship"), replacing(SHIPPED / "SHA256SUMS") as part:  # no other process's line is lost
+        lines = sorted((path, digest) for paths in (shipped() | mine).values() for path, digest in paths.items())
         part.write_text("".join(f"{digest}  {path}\n" for path, digest in lines), encoding="utf-8")
 
 

@@ -128,13 +128,16 @@ def _begin(plan, identity, out, resume, device):
         raise Invalid(
             f"{out / CHECKPOINT} is of a run with another {', '.join(other)}: name another folder, or delete it."
         )
-    for name, module in plan.modules.items():
-        module.load_state_dict(state["modules"][name])
-        module.to(device)
-    for name, optimiser in plan.optimisers.items():
-        optimiser.load_state_dict(state["optimisers"][name])
-    for name, numbers in plan.extra.items():
-        numbers.update(state["extra"][name])
+    try:
+        for name, module in plan.modules.items():
+            module.load_state_dict(state["modules"][name])
+            module.to(device)
+        for name, optimiser in plan.optimisers.items():
+            optimiser.load_state_dict(state["optimisers"][name])
+        for name, numbers in plan.extra.items():
+            numbers.update(state["extra"][name])
+    except (RuntimeError, KeyError, ValueError) as e:  # the code has changed meanwhile
+        raise Failed(f"{out / CHECKPOINT} is of another version of {plan.recipe}: train anew, without resuming.") from e
     rows = read_log(out / LOG) if (out / LOG).exists() else []
     rows = [row for row in rows if row["step"] <= state["step"]]  # the others will be written again
     write_log(out / LOG, rows)
@@ -182,8 +185,9 @@ def read_log(path: str | Path, every: int = 1) -> list[dict]:
     text, means = Path(path).read_text(encoding="utf-8", errors="replace"), []
     try:
         rows = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-    except ValueError as e:
-        raise Failed(f"{path} is damaged: delete the lines that are no JSON.") from e
+        _ = [row["step"] + 1 for row in rows]
+    except (ValueError, KeyError, TypeError) as e:
+        raise Failed(f"{path} is damaged: delete the lines that are no rows of it.") from e
     for part in (rows[i : i + every] for i in range(0, len(rows), every)):
         terms = {term: [row[term] for row in part if term in row] for term in part[-1] if term != "step"}
         means.append({"step": part[-1]["step"]} | {term: round(sum(v) / len(v), 6) for term, v in terms.items()})

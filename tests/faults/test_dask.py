@@ -109,6 +109,21 @@ def test_a_scheduler_has_no_workers_or_dies_in_the_middle(monkeypatch):
     assert done == [0]
 
 
+def test_all_workers_leave_in_the_middle(monkeypatch):
+    done = []
+    monkeypatch.setattr(parallel, "PATIENCE", 200)
+    with cluster() as (address, _, start):
+        worker = start("worker", address)
+        with failing("All workers of the Dask scheduler went away"):
+            for item, _ in parallel.compute(time.sleep, [0, 60], address):
+                done.append(item)
+                worker.kill()
+                monkeypatch.setattr(parallel, "PATIENCE", 2)
+                left = time.monotonic()
+    assert done == [0]
+    assert time.monotonic() - left < 20
+
+
 def test_a_worker_with_other_code_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(parallel, "PATIENCE", 200)
     package = Path(faceadv.__file__).parent

@@ -4,6 +4,7 @@ import csv
 import errno
 import os
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from faceadv import align, cli, deidentify, faces
 from faceadv.store import cache, datasets
+from faceadv.store.paths import alone
 
 LATIN = os.fsdecode(b"caf\xe9.png")  # no UTF-8
 ODD = ("pipe.jpg", "dangling.jpg", "loop.jpg", "folder.jpg")
@@ -89,27 +91,23 @@ def source(tmp_path):
 
 
 @pytest.fixture
-def calls(monkeypatch):
+def calls(monkeypatch, source):
     """Lists the photos that are de-identified, without a network."""
     real, seen = deidentify._file, []
 
-    def file(path, name, target, *rest):
-        seen.append(str(name))
-        if str(name) == end[0]:
-            (target / name).write_bytes(b"half")
+    def file(path, target, *rest):
+        name = path.relative_to(source).as_posix()
+        seen.append(name)
+        if name == end[0]:
+            target.write_bytes(b"half")
             raise KeyboardInterrupt
-        found = real(path, name, target, *rest)
-        return found if found[0]["state"] == "unreadable, left out" else [FACE | {"photo": str(name)}]
+        return real(path, target, *rest)
 
     end = [None]  # the photo at which the run is killed
     monkeypatch.setattr(deidentify, "_file", file)
     monkeypatch.setattr(deidentify.align, "find_every_face", lambda photos: [[]] * len(photos))
-    monkeypatch.setattr(deidentify.recognisers, "load", lambda *args: None)
+    monkeypatch.setattr(deidentify.recognisers, "load", lambda name, *args: SimpleNamespace(name=name))
     return SimpleNamespace(seen=seen, end=end)
-
-
-FACE = {"photo": "", "face": 1, "state": "de-identified", "protected": True}
-FACE |= {column: 1 / 3 for column in ("before", "after", "unseen before", "unseen after", "ssim")}
 
 
 def reported(target):
@@ -129,7 +127,7 @@ def test_a_killed_run_is_continued(source, calls, tmp_path, caplog):
     calls.seen.clear()
     assert deidentify.folder(source, tmp_path / "out") == whole
     assert calls.seen == [LATIN, "deep/c.png"]
-    assert "2 of 4 photos were done before." in caplog.messages
+    assert "2 of 4 files were done before." in caplog.messages
     for path in (tmp_path / "whole").rglob("*"):
         if path.is_file():
             assert (tmp_path / "out" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
@@ -146,6 +144,32 @@ def test_killed_before_the_first_photo(source, calls, tmp_path):
     assert len(deidentify.folder(source, tmp_path / "out")) == 4
 
 
+def test_killed_while_its_first_report_is_written(source, calls, tmp_path):
+    """A process that is killed leaves its lock and half a file, and clears nothing."""
+    (tmp_path / "out").mkdir()
+    for name in (deidentify.LOCK, ".report.json.77-0a1b2c3d"):
+        (tmp_path / "out" / name).touch()
+    assert len(deidentify.folder(source, tmp_path / "out")) == 4
+
+
+def test_a_second_run_into_the_same_folder_is_refused(source, calls, tmp_path, capsys):
+    said = f"faceadv: Another run is writing into {tmp_path / 'out'}: wait for its end, or choose another folder.\n"
+    with alone(tmp_path / "out" / deidentify.LOCK):
+        assert cli.main(["deidentify", str(source), str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == said
+    assert calls.seen == []
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [deidentify.LOCK]
+    assert len(deidentify.folder(source, tmp_path / "out")) == 4
+
+
+def test_a_folder_of_something_else_is_not_even_locked(source, calls, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").touch()
+    with pytest.raises(ValueError, match="not an empty folder"):
+        deidentify.folder(source, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
 def test_what_has_changed_is_done_again(source, calls, tmp_path):
     deidentify.folder(source, tmp_path / "out")
     Image.new("RGB", (50, 50)).save(source / "a.png")
@@ -160,27 +184,31 @@ def test_what_has_changed_is_done_again(source, calls, tmp_path):
 def test_a_run_with_other_options_is_not_continued(source, calls, tmp_path):
     deidentify.folder(source, tmp_path / "out")
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    for options in ({"model": "mobilefacenet"}, {"steps": 5}):
+    for options in ({"models": ["mobilefacenet"]}, {"ssim": 0.9}):
         with pytest.raises(ValueError, match="not an empty folder, nor one of such a run: name a new one"):
             deidentify.folder(source, tmp_path / "out", **options)
     assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
 
 
 def test_a_full_disk_keeps_what_is_done(source, calls, tmp_path, monkeypatch, capsys):
-    real = shutil.copyfile
+    real = Path.write_bytes
 
-    def full(path, part):
-        if "deep" in str(path):
+    def full(path, data):
+        if "c.png" in path.name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return real(path, part)
+        return real(path, data)
 
-    monkeypatch.setattr(shutil, "copyfile", full)
-    assert cli.main(["deidentify", str(source), str(tmp_path / "out")]) == 2
-    told = capsys.readouterr().err.strip().splitlines()
-    assert len(told) == 1
-    assert str(tmp_path / "out" / "deep" / "c.png") in told[0]
-    assert [row["photo"] for row in reported(tmp_path / "out")][:2] == ["a.png", "b.png"]
-    monkeypatch.setattr(shutil, "copyfile", real)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert cli.main(["deidentify", str(source), str(tmp_path / "out")]) == 0
+    assert "3 photos without a face were written without metadata, 1 files were left out." in capsys.readouterr().out
+    (row,) = [row for row in reported(tmp_path / "out") if row["photo"] == "deep/c.png"]
+    place = tmp_path / "out" / "deep" / "c.png"
+    assert (
+        row["state"]
+        == f"left out: {place} cannot be read or written (no space left on device): mend that, or name another place."
+    )
+    assert not list(place.parent.iterdir())
+    monkeypatch.setattr(Path, "write_bytes", real)
     calls.seen.clear()
     assert cli.main(["deidentify", str(source), str(tmp_path / "out")]) == 0
     assert calls.seen == ["deep/c.png"]
@@ -194,6 +222,6 @@ def test_the_report_names_what_is_no_photo(source, calls, tmp_path, monkeypatch)
     Image.new("RGB", (40, 40)).save(source / "shut" / "d.png")
     locked(monkeypatch, source / "shut")
     rows = {row["photo"]: row["state"] for row in deidentify.folder(source, tmp_path / "out")}
-    left_out = {name for name, state in rows.items() if state == "unreadable, left out"}
+    left_out = {name for name, state in rows.items() if state.startswith(deidentify.LEFT_OUT)}
     assert left_out == {f"deep/{name}" for name in ODD if name != "folder.jpg"} | {"shut"}
     assert len(rows) == 4 + len(left_out)

@@ -4,10 +4,11 @@ import re
 import runpy
 
 import nbformat
+import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from faceadv.course import assignments, page
+from faceadv.course import assignments, page, run
 from faceadv.store.paths import PROJECT
 
 ATTACK = "<script>steal()</script><img src=x onerror='steal()'><a href='javascript:steal()'>a</a>"
@@ -71,3 +72,18 @@ def test_the_index_page_runs_nothing(tmp_path):
     page.write_index(tmp_path, "orl")
     for path in (tmp_path / "index.html", tmp_path / "orl" / "00_a.html"):
         assert not re.search(r"<script|<[^>]*onerror|<[^>]*javascript:", path.read_text())
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1+1", "-1+1", "@SUM(A1)"])
+def test_no_cell_of_a_sweep_begins_a_formula(name):
+    table = pd.DataFrame({name: ["-1", "2"], "name": [name, "rate"], "value": [-0.5, None], "unit": ["%", name]})
+    lines = run._safe(table).to_csv(index=False).splitlines()
+    assert lines == [f"'{name},name,value,unit", f"-1,'{name},-0.5,%", f"2,rate,,'{name}"]
+
+
+def test_nobody_else_writes_tables():
+    """A new writer of CSV needs ``csv_safe``, and a test like those above."""
+    folders = [PROJECT / folder for folder in ("faceadv", "benchmarks", "docs", "notebooks", "assignments")]
+    files = [path for folder in folders for path in folder.rglob("*") if path.suffix in {".py", ".ipynb"}]
+    writers = {path.name for path in files if re.search(r"to_csv\(|csv\.\w*[wW]riter|to_excel", path.read_text())}
+    assert writers == {"assignments.py", "deidentify.py", "exchange.py", "run.py"}

@@ -167,6 +167,6 @@ def test_a_photo_of_floating_point_numbers_that_are_not_finite_is_left_out(value
     assert faces.load(folder).skipped == [(person / "bad.png", "unreadable")]
     (person / "good.png").unlink()
     (row,) = deidentify.folder(folder, tmp_path / "out")
-    assert row["state"] == "unreadable, left out"
+    assert row["state"] == "left out: unreadable"
     with pytest.raises(UserError, match="not finite"):
         images.from_pil(Image.fromarray(pixels))

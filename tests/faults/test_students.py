@@ -6,6 +6,7 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import psutil
@@ -81,7 +82,7 @@ def graded(key, source, **kind):
     return new_code_cell(source, metadata={"nbgrader": note | kind})
 
 
-def hand_in(course, submissions):
+def hand_in(course, submissions, name="tiny"):
     """A course with a tiny problem set, and what each student handed in for it."""
     cells = [
         new_markdown_cell("# Tiny"),
@@ -91,14 +92,14 @@ def hand_in(course, submissions):
         graded("half", "print('half of it')\n0.5", grade=True, points=1),
         graded("hidden", HIDDEN, grade=True, points=2),
     ]
-    (course / "source" / "tiny").mkdir(parents=True)
-    nbformat.write(new_notebook(cells=cells), course / "source" / "tiny" / "tiny.ipynb")
-    (path,) = assignments.release(["tiny"], course)
+    (course / "source" / name).mkdir(parents=True)
+    nbformat.write(new_notebook(cells=cells), course / "source" / name / f"{name}.ipynb")
+    (path,) = assignments.release([name], course)
     for student, answer in submissions.items():
         notebook = nbformat.read(path, 4)
         notebook.cells[2].source = answer.replace("COURSE", str(course)).replace("SLEEP", SLEEP)
-        (course / "submitted" / student / "tiny").mkdir(parents=True)
-        nbformat.write(notebook, course / "submitted" / student / "tiny" / "tiny.ipynb")
+        (course / "submitted" / student / name).mkdir(parents=True)
+        nbformat.write(notebook, course / "submitted" / student / name / f"{name}.ipynb")
 
 
 def leftover():
@@ -180,6 +181,47 @@ def test_a_kernel_that_takes_too_long_is_ended():
         process = kernel.provisioner.process
         assert process.wait(30) == -9
     asyncio.run(kernel.cleanup_resources())
+
+
+BOMB = "import os, time\nfor _ in range(5):\n    os.fork()\ntime.sleep(600)"  # 32 processes, and no more
+
+
+def test_a_fork_bomb_ends_with_its_kernel(monkeypatch):
+    monkeypatch.setattr(run, "PROCESSES", 20)
+    with run.kernel() as (manager, _):
+        process = subprocess.Popen([sys.executable, "-c", BOMB])
+        manager(kernel_name="python3").provisioner = SimpleNamespace(pid=process.pid)
+        assert process.wait(100) == -9
+    left = [one for one in psutil.process_iter(["cmdline"]) if BOMB in (one.info["cmdline"] or [])]
+    for one in left:
+        one.kill()
+    assert left == []
+
+
+def test_a_child_that_was_started_since_somebody_looked_is_ended_too():
+    code = "import subprocess, sys; print(subprocess.Popen(['sleep', '600']).pid, flush=True); sys.stdin.read()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as parent:
+        child = psutil.Process(int(parent.stdout.readline()))
+        run._end({psutil.Process(parent.pid)})
+        assert parent.wait(30) == -9
+    gone, alive = psutil.wait_procs([child], timeout=30)
+    for process in alive:
+        process.kill()
+    assert gone == [child]
+
+
+@pytest.mark.long
+def test_a_student_with_a_fork_bomb_gets_no_points_and_others_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "PROCESSES", 60)
+    bomb = BOMB.replace("range(5)", "range(7)")
+    hand_in(tmp_path, {"amy": f"{RIGHT}\n{bomb}", "zoe": RIGHT})
+    before = set(psutil.Process().children(recursive=True))
+    rows = {row["student"]: row for row in assignments.grade(["tiny"], tmp_path)}
+    assert rows["amy"].get("points", 0) == 0
+    assert rows["zoe"]["points"] == 3.5
+    mine = set(psutil.Process().children(recursive=True)) - before
+    assert [process for process in mine if process.status() != psutil.STATUS_ZOMBIE] == []
 
 
 FENCED = pytest.mark.skipif(not assignments._fence(Path()), reason="unshare is missing or forbidden here")
