@@ -32,7 +32,7 @@ COLAB = (  # its own torch stays
     " && pip install -q --no-deps -e ."
 )
 USED = ("installing", "reruns", "gpu", "teaching", "deidentify", "networks", "package", "guarantees")
-PAGES = ("explorer", "measured", *USED)
+PAGES = ("explorer", "leaderboard", "measured", *USED)
 MARK = ".made-by-docs-build"  # in each folder that may be deleted by the next build
 
 
@@ -71,6 +71,7 @@ def notebooks(where):
         notebook, texts = nbformat.read(path, as_version=4), list(alt[path.stem])
         for cell in notebook.cells:
             cell.source = re.sub(r"\]\(\.\./data/README\.md(#[\w-]+)?\)", "](../data.md)", cell.source)
+            cell.source = re.sub(r"\]\(\.\./docs/([\w-]+\.md)", r"](../\1", cell.source)
             for output in cell.get("outputs", []):
                 data = {kind: text for kind, text in output.get("data", {}).items() if kind in KINDS}
                 for kind in data.keys() & {"text/html", "text/markdown"}:
@@ -108,6 +109,7 @@ def text_pages(where):
     pages = {"CONTRIBUTING": PROJECT / "CONTRIBUTING.md"} | {page: DOCS / f"{page}.md" for page in PAGES}
     for name in ("attacks.png", "sweep.png"):
         shutil.copyfile(DOCS / name, SOURCE / name)
+    shutil.copytree(PROJECT / "results" / "tables", SOURCE / "_static", dirs_exist_ok=True)
 
     def text(path):
         kept = re.sub(r"\A\[!.*\n\n", "", path.read_text(encoding="utf-8"))  # badges come from the network
@@ -121,7 +123,7 @@ def text_pages(where):
 
 def led(link):
     """Where a link of the README, or of a page of this folder, leads on the site."""
-    link = link.removeprefix("../").removeprefix("docs/")
+    link = link.removeprefix("../").removeprefix("docs/").replace("results/tables/", "_static/")
     return {
         "data/README.md": "data.md",
         "results": "results/index.md",
@@ -154,7 +156,7 @@ def record_pages():
     """A page for each record, and the benchmark's lines as the chart's data."""
     names, lines, costs = [], [], {}
     for path in sorted((PROJECT / "results").rglob("*.json")):
-        if path.name == "gpu.json":  # rates of one machine: docs/gpu.md has them, and no notebook
+        if path.name in ("gpu.json", "datapackage.json"):  # rates of one machine, in docs/gpu.md; a dictionary
             continue
         record = records.read(path)
         name = "_".join(path.relative_to(PROJECT / "results").with_suffix("").parts)
@@ -252,7 +254,7 @@ def main():
     modules()
     stems = notebooks(where)
     trees = toctree([f"notebooks/{stem}" for stem in stems], "The course")
-    trees += toctree(["explorer", "measured", "results/index"], "Results")
+    trees += toctree(["leaderboard", "explorer", "measured", "results/index"], "Results")
     trees += toctree([*USED, "data", "models/index", "api/index", "CONTRIBUTING"], "Use it")
     write("index.md", text_pages(where) + "\n" + trees)
     status = sphinx(["-W", "--keep-going", "-q", "-b", "html", str(SOURCE), str(SITE)])

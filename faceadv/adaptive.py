@@ -11,10 +11,11 @@ import torch
 from faceadv.errors import whole
 from faceadv.objectives import Objective, answer, evaluating
 from faceadv.precision import autocast, has_bfloat16
+from faceadv.precision import device as chosen
 from faceadv.recognisers import Recogniser
 from faceadv.store import cache
 
-__all__ = ["kept", "purified", "straight_through", "through"]
+__all__ = ["differentiable", "kept", "purified", "straight_through", "through"]
 
 
 def through(purifier: Callable, objective: Objective, samples: int = 1) -> Objective:
@@ -94,3 +95,22 @@ def kept(label: str, make: Callable[[], torch.Tensor], facts: list, device: torc
     versions = [cache.versions(), torch.device(device).type, has_bfloat16(device)]
     images = cache.array("attacks", label, cache.key(label, facts, versions), lambda: make().cpu().numpy())
     return torch.from_numpy(images).to(device)
+
+
+def differentiable(purifier: Callable) -> bool:
+    """Whether a purifier, a function of images (N, 3, H, W) in [0, 1], has a gradient that is not 0 everywhere.
+
+    It may take images of the CPU, or of the device that is there: a network of its own lies on one of them.
+    """
+    return any(_has_slope(purifier, place) for place in dict.fromkeys([torch.device("cpu"), chosen()]))
+
+
+def _has_slope(purifier, place):
+    draw = torch.Generator().manual_seed(0)
+    x = torch.rand(1, 3, 112, 112, generator=draw).to(place).requires_grad_(True)
+    try:
+        made = purifier(x)
+        (slope,) = torch.autograd.grad((made * torch.rand(made.shape, generator=draw).to(place)).sum(), x)
+    except RuntimeError:  # torch's, for an output without a graph, and for a network on another device
+        return False
+    return bool(slope.isfinite().all() and slope.abs().max() > 0)

@@ -38,7 +38,7 @@ from faceadv.objectives import BATCH, Objective, answer, enter, evaluating, slop
 from faceadv.precision import autocast, in_parts, together
 from faceadv.store.paths import nearest
 
-__all__ = ["fgsm", "ifgsm", "ifgvm", "mifgsm", "pfgvm", "pgd"]
+__all__ = ["fgsm", "ifgsm", "ifgvm", "mifgsm", "pfgvm", "pgd", "square"]
 
 OPTIONS = {"keep_best": False, "stop_early": False, "batch": None}
 
@@ -186,6 +186,63 @@ def mifgsm(
         return x - alpha * memory.sign(), memory
 
     return _descend(images, objective, move, within(eps), steps, options, view=view)
+
+
+def square(
+    images: Tensor, objective: Objective, *, eps: float, queries: int = 500, share: float = 0.1, seed: int = 0,
+    batch: int | None = None,
+) -> Tensor:  # fmt: skip
+    """The Square attack: a random search that needs no gradient, only the loss of what it tries.
+
+    It starts from vertical stripes of +-eps. Each query repaints one square with a colour of +-eps in each channel and
+    keeps it where the loss has fallen; the squares get smaller. Source: Andriushchenko et al. 2020, algorithms 1 and 2.
+
+    Parameters
+    ----------
+    images, objective, batch : as for all attacks; the loss needs no gradient
+    eps : the change of every pixel
+    queries : how often each image is tried
+    share : of the image's area that the first squares cover, in (0, 1]
+    seed : of the stripes, places and colours; the same for each image in any batch
+    """
+    queries, eps, share = _budget(queries, eps=eps, share=share)
+    evaluating(objective)
+    x, draw = enter(images), generator(seed)
+    size = together(BATCH, x.device) if batch is None else whole("batch", batch, 1)
+    count, channels, height, width = x.shape
+    stripes = torch.randint(2, (count, channels, 1, width), generator=draw).to(x) * 2 - 1
+    sides = [max(1, round((share * _shrunk(q / queries) * height * width) ** 0.5)) for q in range(queries)]
+    colours = torch.randint(2, (queries, count, channels, 1, 1), generator=draw) * 2 - 1
+    corners = torch.rand(queries, 2, count, generator=draw)
+
+    def tried(rows):
+        original, known = x[rows], rows.cpu()
+        best, lowest = (original + eps * stripes[rows]).clamp(0, 1), None
+        y, z = torch.arange(height), torch.arange(width)
+        for q, side in enumerate(sides):
+            with torch.no_grad():
+                if lowest is None:
+                    lowest = answer(objective(best, rows), len(rows))[0].float()
+                top, left = ((corners[q, i, known] * (end - side + 1)).long() for i, end in enumerate((height, width)))
+                inside = ((y >= top[:, None]) & (y < top[:, None] + side))[:, None, :, None]
+                inside = inside & ((z >= left[:, None]) & (z < left[:, None] + side))[:, None, None, :]
+                painted = (original + eps * colours[q, known].to(x)).clamp(0, 1)
+                new = torch.where(inside.to(x.device), painted, best)
+                loss = answer(objective(new, rows), len(rows))[0].float()
+            better = loss < lowest
+            lowest, best = torch.where(better, loss, lowest), torch.where(better[:, None, None, None], new, best)
+        return best
+
+    if not len(x):
+        return images.detach().clone()
+    done = in_parts(tried, torch.arange(len(x), device=x.device), size)
+    return leave(torch.cat(done), images, within(eps))
+
+
+def _shrunk(spent):
+    """How the squares' share of the area falls with the share of the queries that are spent (of 10,000 queries)."""
+    steps = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
+    return 0.5 ** sum(spent > step for step in steps)
 
 
 def within(eps: float) -> Callable[[Tensor, Tensor], Tensor]:

@@ -6,11 +6,10 @@ All take images (N, 3, H, W) in [0, 1] and return the same; strength 0 changes n
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.functional import gaussian_blur
 
 from faceadv import metrics
 from faceadv.errors import Invalid
-from faceadv.images import check_images
+from faceadv.images import check_images, gaussian_blur
 from faceadv.networks.common import generator
 from faceadv.store.paths import nearest
 
@@ -22,7 +21,7 @@ def blur(images: Tensor, sigma: float) -> Tensor:
     _check(images, sigma)
     if sigma <= 0.05:  # too narrow to reach the next pixel
         return images.clone()
-    return gaussian_blur(images, 2 * int(3 * sigma + 1) + 1, [float(sigma)] * 2)
+    return gaussian_blur(images, 2 * int(3 * sigma + 1) + 1, sigma)
 
 
 def pixelate(images: Tensor, block: float) -> Tensor:

@@ -7,8 +7,6 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from faceadv.errors import Invalid, whole
@@ -175,6 +173,9 @@ def linear_head(features: Tensor, labels: Tensor, scaled: bool = False, C: float
     ------
     Invalid : for other labels, and for features that are not finite
     """
+    from sklearn.linear_model import LogisticRegression  # take seconds
+    from sklearn.preprocessing import StandardScaler
+
     x, names = finite(features, "features").detach().cpu().numpy(), labels.cpu().numpy()
     scaler = StandardScaler(with_mean=scaled, with_std=scaled).fit(x)
     found = LogisticRegression(C=C, solver="newton-cg").fit(scaler.transform(x), names)

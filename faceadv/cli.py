@@ -103,7 +103,21 @@ def _run(names, profile, overrides, out, fresh, update, **where):
     return any(result.status == "failed" for result in results)
 
 
-def _bench(profile, overrides, out, scheduler, workers):
+def _record(name):
+    """A record of the benchmark: a file, or by its profile one that ships."""
+    records, notebook = _load("records"), _load("benchmark.grid").NOTEBOOK
+    return records.committed(name, notebook) if name in ("lfw", "orl") else records.read(name)
+
+
+def _bench(profile, overrides, out, scheduler, workers, compare, tables):
+    if compare and tables:
+        raise Invalid("--compare prints, --tables writes: give one of them.")
+    if compare:
+        table = _load("benchmark.statistics").compare(*map(_record, compare))
+        print(table.to_string(index=False, na_rep="", float_format="{:.1f}".format))
+        return None
+    if tables:
+        return list(map(str, _load("benchmark.tables").write(map(_record, ("lfw", "orl")), tables)))
     grid, profiles, run = (_load(name) for name in ("benchmark.grid", "course.profiles", "course.run"))
     notebook = profiles.NOTEBOOKS / f"{grid.NOTEBOOK}.ipynb"
     overrides, *more = profiles.spread([notebook], overrides)
@@ -198,6 +212,8 @@ WHERE = "local: one process for each core; single: this process; or the address 
 LOCAL, SINGLE = (Option(["--scheduler"], default=name, metavar="ADDRESS", help=WHERE) for name in ("local", "single"))
 WORKERS = Option(["--workers"], type=int, metavar="N", help="Processes of a local scheduler.")
 ROOT = Option(["--root"], metavar="DIR", help="Folder with data sets instead of FACEADV_DATA.")
+TWO = Option(["--compare"], nargs=2, metavar="A B", help="Only compare two records: files, or lfw, or orl.")
+TABLES = Option(["--tables"], metavar="DIR", help="Only write the shipped records' long table: CSV and Parquet.")
 JOBS = Option(["--jobs"], default=1, metavar="N", help="How many notebooks run at a time.")
 COURSE = Option(["--course"], default="course", metavar="DIR", help="Folder of the course.")
 ZIP, PLATFORM = Argument(["archive"], metavar="FILE.zip"), Argument(["platform"], metavar="moodle|canvas")
@@ -210,7 +226,7 @@ RESUME = Option(["--resume"], is_flag=True, help="Go on from the last checkpoint
 SEED = Option(["--seed"], default=0, metavar="N", help="The seed of all random numbers.")
 
 _add(cli, "run", _run, "Run notebooks; all by default.", NOTEBOOKS, OWN, P, BUILD, FRESH, SINGLE, WORKERS, JOBS, UPDATE)
-_add(cli, "bench", _bench, "Compute the cells of notebook 07 in parallel.", OWN, P, BUILD, LOCAL, WORKERS)
+_add(cli, "bench", _bench, "Compute notebook 07's cells in parallel.", OWN, P, BUILD, LOCAL, WORKERS, TWO, TABLES)
 _add(cli, "check", "course.report:report", "Whether everything here is as it should be.")
 _add(cli, "deidentify", _deidentify, "De-identify a folder of photos into a new folder.", SOURCE, TARGET, MODELS, LEAST)
 _add(cli, "train", "training.loop:run", f"Train {', '.join(RECIPES)}.", NAME, LFW, RESUME, SEED, ROOT, OUT)

@@ -26,10 +26,10 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.functional import gaussian_blur
 
 from faceadv.attacks import leave, within
 from faceadv.errors import Invalid, number, whole
+from faceadv.images import gaussian_blur
 from faceadv.networks import lpips
 from faceadv.networks.common import generator
 from faceadv.objectives import enter, evaluating, slope
@@ -289,7 +289,7 @@ def lowkey(
         moved = (x + noise[rows]).clamp(0, 1)
         for _ in range(steps):
             moved = moved.detach().requires_grad_(True)
-            views = [moved, gaussian_blur(moved, 7, [3.0, 3.0])] if smooth else [moved]
+            views = [moved, gaussian_blur(moved, 7, 3.0)] if smooth else [moved]
             terms = [(features(e, v) - f).square().sum(1) for e, f in zip(extractors, clean) for v in views]
             gain = torch.stack(terms).mean(0) - price * distance(moved, x)
             moved = (moved + alpha * slope(gain, moved, exact).sign()).clamp(0, 1)

@@ -26,10 +26,10 @@ import copy
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from diffusers import SchedulerMixin
 from torch import Tensor, nn
 
 from faceadv.errors import Invalid, number, whole
@@ -37,6 +37,9 @@ from faceadv.networks import prior
 from faceadv.networks.common import checked, generator
 from faceadv.precision import autocast, has_bfloat16
 from faceadv.store import cache
+
+if TYPE_CHECKING:  # takes seconds
+    from diffusers import SchedulerMixin
 
 __all__ = ["DiffPure", "Shortened", "TwoStage", "colourisation", "ddnm", "guess", "measured", "resized", "restored"]
 __all__ += ["sample", "super_resolution", "times"]
@@ -76,7 +79,7 @@ def times(steps: int, travel_repeat: int = 1) -> list[tuple[int, int]]:
 
 
 def ddnm(
-    measured: Tensor, operator: tuple[Function, Function], unet: nn.Module, schedule: SchedulerMixin, *,
+    measured: Tensor, operator: tuple[Function, Function], unet: nn.Module, schedule: "SchedulerMixin", *,
     steps: int = 20, eta: float = 0.85, travel_repeat: int = 1, seeds: Sequence[int] | None = None,
 ) -> Tensor:  # fmt: skip
     """An image (N, 3, S, S) for each measurement y (N, …) in [-1, 1], whose own measurement is the same.
@@ -136,7 +139,7 @@ def _check(schedule, steps, eta=0.0):
 class _Purifier(nn.Module):
     """Images (N, 3, H, W) in [0, 1] to the same: made a square of side S in [-1, 1], restored, and resized again."""
 
-    def __init__(self, unet: nn.Module, schedule: SchedulerMixin, steps: int, seed: int):
+    def __init__(self, unet: nn.Module, schedule: "SchedulerMixin", steps: int, seed: int):
         super().__init__()
         _check(schedule, steps)
         self.training = False  # itself; whether the UNet is in training mode is its owner's choice
@@ -163,7 +166,7 @@ class TwoStage(_Purifier):
     unet, schedule, scale, steps, eta, stages, seed : see the top of this module
     """
 
-    def __init__(self, unet: nn.Module, schedule: SchedulerMixin, scale: int = 2, steps: int = 20, eta: float = 0.85,
+    def __init__(self, unet: nn.Module, schedule: "SchedulerMixin", scale: int = 2, steps: int = 20, eta: float = 0.85,
                  stages: str = "both", seed: int = 0):  # fmt: skip
         super().__init__(unet, schedule, steps, seed)
         if stages not in STAGES:
@@ -227,7 +230,7 @@ class DiffPure(_Purifier):
     unet, schedule, time, steps, seed : see the top of this module
     """
 
-    def __init__(self, unet: nn.Module, schedule: SchedulerMixin, time: int = 100, steps: int = 20, seed: int = 0):
+    def __init__(self, unet: nn.Module, schedule: "SchedulerMixin", time: int = 100, steps: int = 20, seed: int = 0):
         super().__init__(unet, schedule, steps, seed)
         self.time = whole("time", time, 1, len(schedule.alphas_cumprod) - 1)
 
@@ -269,7 +272,7 @@ def _kept(purifier, part):
     return torch.from_numpy(kept).to(part)
 
 
-def sample(unet: nn.Module, schedule: SchedulerMixin, count: int, steps: int = 50, seed: int = 0) -> Tensor:
+def sample(unet: nn.Module, schedule: "SchedulerMixin", count: int, steps: int = 50, seed: int = 0) -> Tensor:
     """Faces that nobody has, (count, 3, S, S) in [0, 1] on the CPU: noise, denoised by DDIM.
 
     Parameters
@@ -284,7 +287,7 @@ def sample(unet: nn.Module, schedule: SchedulerMixin, count: int, steps: int = 5
         return DiffPure(unet, schedule, len(schedule.alphas_cumprod) - 1, steps, seed)(nothing).cpu()
 
 
-def guess(unet: nn.Module, x: Tensor, t: int | Tensor, schedule: SchedulerMixin | None = None) -> Tensor:
+def guess(unet: nn.Module, x: Tensor, t: int | Tensor, schedule: "SchedulerMixin | None" = None) -> Tensor:
     """The prior's guess of the noise in x (N, 3, S, S): float32, computed in bfloat16 where the hardware has it.
 
     A learned variance (three more channels) is left out.

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.stats import t as student
-from torchmetrics.functional.image import structural_similarity_index_measure
+from scipy.special import stdtrit
 
 from faceadv.errors import Invalid
+from faceadv.images import gaussian_blur
 
 __all__ = ["bootstrap", "finite", "gain", "l2", "linf", "rate", "ssim"]
 
@@ -37,18 +37,23 @@ def linf(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Mean structural similarity per image, (N,): Gaussian window of sigma 1.5, 1 for equal images.
+    """Mean structural similarity per image, (N,): 1 for equal images, differentiable.
 
-    Source: Wang et al. 2004, equation 13; torchmetrics' implementation.
+    a, b: (N, 3, H, W) in [0, 1]. The window is a Gaussian of sigma 1.5, 11 pixels wide; the border is mirrored. Raises
+    ``Invalid`` for two shapes.
+    Source: Wang et al. 2004, equation 13. (torchmetrics has the same; importing it takes longer than all else here.)
     """
-    if not len(a):
-        return torch.zeros(0)
-    # in parts, because the library's temporaries take 15 MB per image
-    parts = [
-        structural_similarity_index_measure(*part, data_range=1.0, reduction="none").reshape(-1)
-        for part in zip(a.split(64), b.split(64), strict=True)
-    ]
-    return torch.cat(parts).cpu()
+    if a.shape != b.shape:
+        raise Invalid(f"SSIM compares images of one shape, and these have {tuple(a.shape)} and {tuple(b.shape)}.")
+    # in parts, because of the temporaries' size
+    return torch.cat([_ssim(*part) for part in zip(a.split(64), b.split(64))] or [torch.zeros(0)]).cpu()
+
+
+def _ssim(a, b):
+    x, y, xx, yy, xy = gaussian_blur(torch.cat([a, b, a * a, b * b, a * b]), 11, 1.5).chunk(5)
+    spread = (xx - x * x).clamp_min(0) + (yy - y * y).clamp_min(0)
+    value = (2 * x * y + 0.01**2) * (2 * (xy - x * y) + 0.03**2)
+    return (value / ((x * x + y * y + 0.01**2) * (spread + 0.03**2))).flatten(1).mean(1)
 
 
 def bootstrap(
@@ -102,9 +107,11 @@ def rate(hits: Numbers, groups: Numbers) -> tuple[float, float, float]:
     share, people = float(hits.mean()), int(groups.max()) + 1
     if people == 1:
         return share, 0.0, 1.0
-    n, z2 = _size(hits, groups, share * (1 - share)), student.ppf(0.975, people - 1) ** 2
+    n, z2 = _size(hits, groups, share * (1 - share)), stdtrit(people - 1, 0.975) ** 2
     middle, half = share + z2 / (2 * n), np.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n)))
-    return share, *(float(np.clip(bound / (1 + z2 / n), 0, 1)) for bound in (middle - half, middle + half))
+    low, high = ((middle + side * half) / (1 + z2 / n) for side in (-1, 1))
+    # where all agree, rounding would leave the share outside
+    return share, float(np.clip(low, 0, share)), float(np.clip(high, share, 1))
 
 
 def gain(hits: Numbers, others: Numbers, groups: Numbers) -> tuple[float, float, float]:
@@ -130,7 +137,7 @@ def gain(hits: Numbers, others: Numbers, groups: Numbers) -> tuple[float, float,
     n = _size(moved, groups, float(moved.var()))
     middle = n * change / (n + 2)  # one row more that was won, and one that was lost
     spread = (n * float(np.square(moved).mean()) + 2) / (n + 2) - middle**2
-    half = student.ppf(0.975, people - 1) * np.sqrt(spread / (n + 2))
+    half = stdtrit(people - 1, 0.975) * np.sqrt(spread / (n + 2))
     return change, float(max(middle - half, -1)), float(min(middle + half, 1))
 
 

@@ -1,10 +1,12 @@
 """One figure grammar: original | perturbed | perturbation x k | reference, with distance and verdict below.
 
-Images are tensors in [0, 1], on any device and of any float type.
+Images are tensors in [0, 1], on any device and of any float type. What makes a figure of its own leaves it to pyplot
+and returns nothing, so that as the last line of a cell it is shown once by every tool.
 """
 
 import base64
 import io
+import sys
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -14,6 +16,7 @@ import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from faceadv.images import to_pil
 
@@ -27,10 +30,16 @@ DASHES = ["-", "--", ":", "-."]
 
 
 def theme() -> None:
-    """seaborn's paper look with fonts that stay readable at page width. Sentences in tables are shown whole."""
+    """seaborn's paper look with fonts that stay readable at page width. Sentences in tables are shown whole.
+
+    What a label's function returns is not shown below a cell.
+    """
     sns.set_theme("notebook", style="ticks", palette="colorblind")
     plt.rcParams.update({"figure.dpi": 90, "axes.titlesize": 11, "figure.constrained_layout.use": True})
     pd.set_option("display.max_colwidth", None)
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell:
+        shell.display_formatter.ipython_display_formatter.for_type(Text, lambda text: None)
 
 
 def array(values: torch.Tensor) -> np.ndarray:
@@ -52,7 +61,7 @@ def picture(axis: Axes, image: torch.Tensor, title: str = "", below: str = "") -
     sns.despine(ax=axis, left=True, bottom=True)
 
 
-def grid(images: torch.Tensor, titles: Sequence[str] | None = None, columns: int = 10, size: float = 1.1) -> Figure:
+def grid(images: torch.Tensor, titles: Sequence[str] | None = None, columns: int = 10, size: float = 1.1) -> None:
     """Images in rows.
 
     Parameters
@@ -63,12 +72,11 @@ def grid(images: torch.Tensor, titles: Sequence[str] | None = None, columns: int
     size : width of an image in inches
     """
     rows, height = -(-len(images) // columns), size * (1.25 if titles else 1.0)
-    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, height * rows), squeeze=False)
+    _, axes = plt.subplots(rows, columns, figsize=(size * columns, height * rows), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for i, (axis, image) in enumerate(zip(axes.flat, images)):
         picture(axis, image, titles[i] if titles else "")
-    return figure
 
 
 def attacks(
@@ -77,7 +85,7 @@ def attacks(
     reference: torch.Tensor,
     captions: Sequence[tuple[str, str]],
     k: float = 10,
-) -> Figure:
+) -> None:
     """One row per image: original | perturbed | perturbation x k around grey | reference.
 
     Parameters
@@ -87,19 +95,18 @@ def attacks(
     k : how many times the perturbation is enlarged
     """
     size = 1.9  # of an image, in inches
-    figure, axes = plt.subplots(len(original), 4, figsize=(4 * size, 1.18 * size * len(original)), squeeze=False)
+    _, axes = plt.subplots(len(original), 4, figsize=(4 * size, 1.18 * size * len(original)), squeeze=False)
     images = (part.detach().cpu() for part in (original, perturbed, reference))
     for row, (x, y, z, (before, after)) in enumerate(zip(*images, captions)):
         panels = ("original", x, before), ("perturbed", y, after)
         panels += (f"perturbation × {k}", 0.5 + k * (y - x), ""), ("compared with", z, "")
         for axis, (head, image, below) in zip(axes[row], panels):
             picture(axis, image, head if row == 0 else "", below)
-    return figure
 
 
 def pipeline(
     stages: Sequence[tuple[torch.Tensor | str, str]], marks: Mapping[int, str] | None = None, size: float = 1.6
-) -> Figure:
+) -> None:
     """The way of a photo through a system, from left to right.
 
     Parameters
@@ -108,7 +115,7 @@ def pipeline(
     marks : for some positions of ``stages``, words above it with an arrow: who attacks there, or what is trained
     size : width of a stage in inches
     """
-    figure, axis = plt.subplots(figsize=(size * len(stages), 1.45 * size))
+    _, axis = plt.subplots(figsize=(size * len(stages), 1.45 * size))
     for i, (what, below) in enumerate(stages):
         x = 1.6 * i
         if isinstance(what, str):
@@ -124,7 +131,6 @@ def pipeline(
             axis.annotate(marks[i], (x, 0.55), (x, 0.95), ha="center", fontsize=10, fontweight="bold", arrowprops=arrow)
     axis.set(xlim=(-0.8, 1.6 * len(stages) - 0.8), ylim=(-1.05, 1.25), aspect="equal")
     axis.axis("off")
-    return figure
 
 
 def dots(axis: Axes, rows: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
@@ -140,7 +146,8 @@ def dots(axis: Axes, rows: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
         places = [k for k, row in enumerate(rows.values()) if name in row]
         value, low, high = np.array([[float(v) for v in row[name]] for row in rows.values() if name in row]).T
         y = np.array(places) + 0.22 * (i - (len(series) - 1) / 2)
-        axis.errorbar(value, y, xerr=(value - low, high - value), fmt=MARKERS[i % 6], capsize=3, label=name)
+        away = np.maximum((value - low, high - value), 0)
+        axis.errorbar(value, y, xerr=away, fmt=MARKERS[i % 6], capsize=3, label=name)
     axis.set_yticks(range(len(rows)), rows)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.grid(axis="x", color="0.9")
@@ -196,7 +203,9 @@ def signed(gradient: torch.Tensor) -> torch.Tensor:
     return 0.5 + 0.5 * gradient / scale
 
 
-def slider(images: Sequence[torch.Tensor], labels: Sequence[str], description: str, still: Figure) -> None:
+def slider(
+    images: Sequence[torch.Tensor], labels: Sequence[str], description: str, still: Figure | None = None
+) -> None:
     """A slider over images; where there is no kernel, a figure takes its place.
 
     Both are in one output, and each viewer shows the best that it can.
@@ -206,7 +215,7 @@ def slider(images: Sequence[torch.Tensor], labels: Sequence[str], description: s
     images : (3, H, W) each, one for each position of the slider
     labels : one text for each position
     description : the text before the slider
-    still : the figure; it is closed, so that it is not shown twice
+    still : the figure, by default the last one; it is closed, so that it is not shown twice
     """
     try:
         import ipywidgets
@@ -218,7 +227,7 @@ def slider(images: Sequence[torch.Tensor], labels: Sequence[str], description: s
     control = ipywidgets.SelectionSlider(options=list(zip(labels, range(len(frames)))), description=description)
     control.observe(lambda change: setattr(picture, "value", frames[change["new"]]), names="value")
     box = ipywidgets.VBox([control, picture])
-    file = io.BytesIO()
+    file, still = io.BytesIO(), still or plt.gcf()
     still.savefig(file, format="png")
     plt.close(still)
     view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score, roc_curve
 
 from faceadv.errors import Invalid
 from faceadv.metrics import finite
@@ -106,5 +105,7 @@ def ten_folds(distances: np.ndarray, same: Flags, fold: Flags) -> tuple[float, f
 
 def roc(distances: np.ndarray, same: Flags) -> tuple[np.ndarray, np.ndarray, float]:
     """False accept rates, true accept rates and the area under the curve."""
+    from sklearn.metrics import roc_auc_score, roc_curve  # takes a second
+
     far, tar, _ = roc_curve(np.asarray(same, dtype=bool), -np.asarray(finite(distances, "distances")))
     return far, tar, float(roc_auc_score(np.asarray(same, dtype=bool), -np.asarray(distances)))

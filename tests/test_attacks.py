@@ -601,3 +601,28 @@ def test_every_step_on_a_cpu_is_checked():
     with pytest.raises(errors.Invalid, match=r"must lie in \[0, 1\]"):
         attacks.pgd(torch.rand(2, 3, 8, 8), adaptive.through(leaving, brightness), eps=0.1, steps=4)
     assert len(calls) == 3
+
+
+def test_square_needs_no_gradient_and_keeps_its_budget(orl, dlib):
+    """It lowers the loss, stays in budget and range, draws the same in any batch, and does nothing at eps = 0."""
+    x, y = orl.images[0:40:10], orl.images[1:40:10]
+    objective = objectives.dodging(dlib, recognisers.embed_all(dlib, y), dlib.threshold)
+
+    def blind(images, rows, exact=False):
+        with torch.no_grad():
+            return objective(images, rows, exact)
+
+    before, kept = x.clone(), [p.clone() for p in dlib.network.parameters()]
+    z = attacks.square(x, blind, eps=16 / 255, queries=30)
+    assert (z - x).abs().max() <= 16 / 255 + 1e-6
+    assert z.min() >= 0
+    assert z.max() <= 1
+    rows = torch.arange(len(x))
+    assert (objective(z, rows)[0] < objective(x, rows)[0]).all()
+    more = attacks.square(x, blind, eps=16 / 255, queries=90)
+    assert objective(more, rows)[0].mean() < objective(z, rows)[0].mean()
+    torch.testing.assert_close(attacks.square(x, blind, eps=16 / 255, queries=5, batch=3),
+                               attacks.square(x, blind, eps=16 / 255, queries=5), atol=2e-2, rtol=0)  # fmt: skip
+    assert torch.equal(attacks.square(x, blind, eps=0, queries=3), x)
+    assert torch.equal(x, before)
+    assert all(torch.equal(p, q) for p, q in zip(dlib.network.parameters(), kept))

@@ -353,7 +353,7 @@ def test_two_workers_give_the_same_rows(tmp_path):
 def test_the_command_computes_what_the_notebook_reads(tmp_path, capsys):
     notebook = profiles.NOTEBOOKS / f"{grid.NOTEBOOK}.ipynb"
     few = {
-        **{"attack_names": '["none"]', "defence_names": '["none", "jpeg"]', "curve_defences": "[]"},
+        **{"attack_names": '["none"]', "simple_names": '["jpeg"]', "paper_names": "[]", "curve_eps_255": "[]"},
         **{"sign_defences": "[]", "adaptive_recognisers": "[]", "recogniser_names": '["dlib"]'},
     }
     options = [part for item in few.items() for part in ("-p", *item)]
@@ -379,12 +379,53 @@ def test_the_plan_has_every_attack_defence_recogniser_and_goal():
     values = profiles.defaults(profiles.NOTEBOOKS / f"{grid.NOTEBOOK}.ipynb")
     parts = grid.plan(values, list(recognisers.NAMES[:2]) * 2)  # names that come twice count once
     assert len(parts["static"]) == len(set(parts["static"])) == 7 * 12 * 2 * 2
-    assert len(parts["transfer"]) == 5 * 2 * 2
-    assert {one.defence for one in parts["adaptive"]} == set(cell.DEFENCES) - {"none"}
-    assert all(one.source != one.recogniser for one in parts["transfer"])
+    assert len(parts["transfer"]) == 5 * 2 * 2 * 2
+    assert {one.defence for one in parts["adaptive"]} == set(cell.DEFENCES)
+    assert len(parts["moved"]) == 12 * 2 * 2
+    assert all(one.source != one.recogniser for one in parts["transfer"] + parts["moved"])
+    assert {one.eps_255 for one in parts["transfer"] + parts["moved"]} == {values["transfer_eps_255"]}
+    assert {one.goal for one in parts["curve"]} == set(cell.GOALS)
     assert grid.settings(values).seeds == (0, 1)
     with pytest.raises(Invalid, match="None of the recognisers is here"):
         grid.plan(values, [])
+
+
+def test_every_defence_meets_the_same_attackers():
+    """A gradient or something in its place, BPDA, and a search without a gradient; the one without a defence too."""
+    own = {"half": lambda x: x / 2, "rounds": lambda x: (x * 255).round() / 255}
+    for defence in (*cell.DEFENCES, *own):
+        ways = grid.ways(defence, own)
+        assert "queries" in ways
+        assert defence == "none" or "bpda" in ways
+        assert {"gradient", "stand-in", "surrogate"} & {*ways} or defence == "rounds"
+    assert "gradient" in grid.ways("half", own)
+    assert "gradient" not in grid.ways("rounds", own)  # its slope is 0 nearly everywhere
+    assert grid.ways("half") == ("bpda", "queries")  # nothing is known of it
+
+
+@pytest.mark.parametrize(("defence", "way"), [("jpeg", "stand-in"), ("bit-depth", "stand-in"), ("blur", "bpda")])
+def test_attackers_who_know_a_filter_do_better(defence, way):
+    static, knowing = (
+        cell.measure(Cell("PGD", defence, "dlib", "dodging", how, 2.0), SMALL) for how in ("static", way)
+    )
+    assert np.mean(knowing["distance"]) > np.mean(static["distance"])
+
+
+def test_queries_alone_bring_the_distance_up():
+    none, asked = (
+        cell.measure(Cell(attack, "median", "dlib", "dodging", way, 8.0), replace(TINY, queries=40))
+        for attack, way in (("none", "static"), ("PGD", "queries"))
+    )
+    assert np.mean(asked["distance"]) > np.mean(none["distance"])
+    assert 0 < asked["linf"] <= 8 / 255 + 1e-5
+
+
+def test_of_several_starts_the_best_is_kept():
+    one, three = (
+        cell.measure(Cell("PGD", "none", "dlib", "dodging", "gradient", 1.0), replace(TINY, restarts=n)) for n in (1, 3)
+    )
+    assert all(b >= a - 1e-3 for a, b in zip(one["distance"], three["distance"]))
+    assert sum(three["distance"]) > sum(one["distance"])
 
 
 # -- what the rows say --
@@ -405,6 +446,39 @@ def test_worst_case_is_per_pair_and_summary_draws_people():
     found = metrics.rate(worst["right"][0], list("aabb"))  # two people
     assert [line["low"], line["high"]] == pytest.approx([100 * bound for bound in found[1:]])
     assert (line["attack"], line["way"]) == ("worst", "of 2")
+
+
+def test_a_defence_is_compared_with_another_pair_by_pair():
+    who = list("aabbccdd")
+    rows = pd.DataFrame([row([1] * 8, who), row([1, 0] * 4, who, defence="none"), row([0] * 8, who, defence="blur")])
+    found = statistics.paired(rows, "none")
+    assert found["points"].to_dict() == {"jpeg": 50, "blur": -50}
+    assert (found["low"] < found["points"]).all()
+    assert (found["high"] > found["points"]).all()
+    with pytest.raises(Invalid, match='one row of "resgn", and there are 0'):
+        statistics.paired(rows, "resgn")
+    with pytest.raises(Invalid, match="different pairs"):
+        statistics.paired(pd.concat([rows, pd.DataFrame([row([1], ["a"], defence="puface")])]), "none")
+
+
+def test_two_records_are_compared_number_by_number():
+    first, second = (
+        {"numbers": [records.number(name, value, value - 5, value + 5, unit="%") for name, value in numbers.items()]}
+        for numbers in ({"a": 10, "b": 50, "old": 1}, {"a": 30, "b": 53, "new": 2})
+    )
+    table = statistics.compare(first, second).set_index("name")
+    assert list(table.index[:2]) == ["a", "b"]
+    assert table.loc["a", ["difference", "apart"]].tolist() == [20, True]
+    assert table.loc["b", ["difference", "apart"]].tolist() == [3, False]
+    assert pd.isna(table.loc[["old", "new"], "difference"]).all()
+
+
+def test_a_line_is_in_the_record_once():
+    numbers, lines = [], statistics.summary(pd.DataFrame([row([1, 0], list("ab"))]))
+    for _ in range(2):
+        assert statistics.note(numbers, lines) is lines
+    (entry,) = numbers
+    assert (entry["name"], entry["value"], entry["n"]) == (statistics.label(lines.iloc[0]), 50, 2)
 
 
 def test_rows_of_different_pairs_are_not_compared():

@@ -13,6 +13,7 @@ import faceadv
 from faceadv import cli
 from faceadv.course import assignments
 from faceadv.errors import Failed, Invalid, Missing
+from faceadv.store.paths import PROJECT
 
 
 @pytest.fixture
@@ -50,6 +51,21 @@ def test_help_is_quick_imports_no_torch_and_settles_the_threads_first():
     assert done.stdout.splitlines()[-1] == "0 [] True"
     for name in ("assignments", "bench", "check", "data", "deidentify", "run", "ship", "train", "weights"):
         assert f"\n  {name} " in done.stdout
+
+
+def test_the_package_is_quick_to_import():
+    """Every kernel pays for what is imported. These take longer than all the rest, and come where they are used."""
+    modules = [
+        ".".join(path.relative_to(PROJECT).with_suffix("").parts)
+        for room in ("*.py", "networks/*.py", "store/*.py", "benchmark/*.py")
+        for path in sorted((PROJECT / "faceadv").glob(room))
+        if path.stem not in ("__main__", "figures", "plots")
+    ]
+    code = f"import sys, {', '.join(modules)}\n"
+    slow = ("torchvision", "torchmetrics", "torch._dynamo", "sympy", "sklearn", "diffusers", "scipy.stats", "dask")
+    code += f"print([name for name in {slow} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_version(capsys):

@@ -140,6 +140,16 @@ def purifier(name, where, small_prior):
     return purifiers.load(name, where)
 
 
+def test_an_own_defence_has_its_gradient_wherever_its_network_lies(device, monkeypatch):
+    """Before, one on the GPU was taken for one without a gradient, and met a weaker attacker."""
+    monkeypatch.setenv("FACEADV_DEVICE", device.type)
+    for where in ("cpu", device):
+        weight = torch.full((1,), 0.5, device=where)
+        assert adaptive.differentiable(lambda x, weight=weight: x * weight.reshape(1, 1, 1, 1).expand_as(x))
+    assert not adaptive.differentiable(lambda x: (x * 255).round() / 255)
+    assert not adaptive.differentiable(lambda x: x.detach())
+
+
 @pytest.mark.parametrize("name", purifiers.PURIFIERS)
 def test_purifiers_plain_adaptive_and_by_bpda(name, chips, device, small_prior):
     x, seen = chips[0][:2], []

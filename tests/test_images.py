@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms.functional import gaussian_blur
 
 from faceadv import images
 
@@ -38,6 +39,18 @@ def test_one_wrong_value_is_refused(value, dtype):
 def test_other_things_are_refused(wrong, words):
     with pytest.raises(ValueError, match=words):
         images.check_images(wrong)
+
+
+@pytest.mark.parametrize(("size", "sigma"), [(7, 3.0), (63, 10.0), (3, 0.4)])
+def test_a_blur_is_torchvisions_and_has_a_slope(size, sigma, orl):
+    x = orl.images[:3].clone().requires_grad_(True)
+    blurred = images.gaussian_blur(x, size, sigma)
+    # bit for bit, because a cloak follows the signs of a gradient, and notebook 04 compares its own with ours
+    assert torch.equal(blurred, gaussian_blur(x, size, [sigma, sigma]))
+    (slope,) = torch.autograd.grad(blurred.sum(), x)
+    torch.testing.assert_close(slope[..., 56, 56], torch.ones(3, 3))
+    plain = torch.full((1, 3, 70, 80), 0.25)
+    torch.testing.assert_close(images.gaussian_blur(plain, size, sigma), plain)
 
 
 def test_saving(orl):

@@ -7,8 +7,10 @@ import pytest
 import torch
 from scipy.stats import binomtest
 from skimage.metrics import structural_similarity
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from faceadv import metrics, records
+from faceadv.errors import Invalid
 
 
 def test_norms():
@@ -17,6 +19,15 @@ def test_norms():
     b[1, :, 0, 0] = 0.5
     torch.testing.assert_close(metrics.l2(a, b), torch.tensor([0.0, 0.75**0.5]))
     torch.testing.assert_close(metrics.linf(a, b), torch.tensor([0.0, 0.5]))
+
+
+def test_ssim_is_torchmetrics(orl):
+    a = orl.images[:70]
+    b = (a + 0.1 * torch.randn(a.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    wanted = structural_similarity_index_measure(a, b, data_range=1.0, reduction="none")
+    torch.testing.assert_close(metrics.ssim(a, b), wanted, atol=1e-5, rtol=0)
+    with pytest.raises(Invalid, match="of one shape"):
+        metrics.ssim(a, b[:1])
 
 
 def test_ssim_agrees_with_scikit_image(orl):
@@ -164,6 +175,15 @@ def test_one_value_or_group_has_a_mean_without_interval(values, groups):
     assert "{:.0f} [{:.0f}, {:.0f}]".format(*percent) == "50 [nan, nan]"
     found = records.number("x", *percent)
     assert (found["value"], found["low"], found["high"]) == (50, None, None)
+
+
+@pytest.mark.parametrize("hit", [0, 1])
+def test_a_share_lies_in_its_interval_where_all_agree(hit):
+    """Before, rounding set the lower end of no hits at 3e-17, and a figure refused a dot outside of its interval."""
+    for count in range(2, 60):
+        share, low, high = metrics.rate([hit] * count, range(count))
+        assert low <= share <= high
+        assert (low, high)[hit] == hit
 
 
 def test_a_rate_over_one_group_is_not_certain_either():

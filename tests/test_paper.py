@@ -57,8 +57,8 @@ SMALL = {
     "07_benchmark": {
         "far": 0.02,
         **{"pair_count": 2, "slow_pair_count": 1, "repeats": 1, "attack_names": ["none", "PGD"], "steps": 1},
-        **{"defence_names": ["none", "resgn", "two-stage"], "slow_steps": 1, "sampling_steps": 1, "eot_samples": 1},
-        **{"curve_defences": ["none", "resgn"], "curve_eps_255": [1.0], "sign_defences": ["resgn"]},
+        **{"simple_names": [], "paper_names": ["resgn", "two-stage"], "slow_steps": 1, "sampling_steps": 1},
+        **{"eot_samples": 1, "restarts": 1, "queries": 5, "curve_eps_255": [1.0], "sign_defences": ["resgn"]},
     },
 }
 

@@ -19,7 +19,7 @@ ARROWS = {
         "precision": {"errors", "store"},
         "store": {"store", "errors"},
         "images": {"errors"},
-        "metrics": {"errors"},
+        "metrics": {"errors", "images"},
     },
     **{"plots": {"images"}, "parallel": {"errors", "store"}},
 }
@@ -27,7 +27,7 @@ BASE = set(ARROWS)
 MIDDLE = BASE | {"networks", "faces", "align", "pairs"}
 SCIENCE = MIDDLE | {
     *("adaptive", "attacks", "classic", "classifiers", "cloaks", "ddnm", "deidentify", "measures", "objectives"),
-    *("purifiers", "recognisers", "records", "trackers", "transfer", "verification"),
+    *("purifiers", "recognisers", "records", "smooth", "trackers", "transfer", "verification"),
 }
 MAY_IMPORT = {
     **ARROWS,
@@ -179,4 +179,4 @@ def test_the_package_stays_small():
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
                 lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
         count += len(lines)
-    assert count < 6200
+    assert count < 6550

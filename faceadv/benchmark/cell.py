@@ -21,7 +21,19 @@ import cloudpickle
 import numpy as np
 import torch
 
-from faceadv import adaptive, attacks, ddnm, faces, metrics, objectives, pairs, precision, purifiers, recognisers
+from faceadv import (
+    adaptive,
+    attacks,
+    ddnm,
+    faces,
+    metrics,
+    objectives,
+    pairs,
+    precision,
+    purifiers,
+    recognisers,
+    smooth,
+)
 from faceadv.errors import Invalid
 from faceadv.images import quantise
 from faceadv.networks import a3gn, frbench, prior
@@ -36,16 +48,16 @@ GOALS = ("dodging", "impersonation")
 DIFFUSION = ("super-resolution", "colourisation", "two-stage")
 FAST = ("none", "jpeg", "bit-depth", "blur", "median", "total-variation", "randomization", "resgn", "puface")
 DEFENCES = (*FAST, *DIFFUSION)
-# What an attacker who knows the defence tries. "gradient" goes through the defence, and "eot" through several of its
-# random draws. "bpda" replaces the gradient where there is none or a poor one. For the diffusions, "measured" attacks
-# only what they measure of a photo, and "surrogate" goes through a shortened diffusion with EOT. The full gradient
-# through all steps of a diffusion is left out because it takes too long.
+# What an attacker who knows the defence tries, the same for all as far as it makes sense. "gradient" goes through the
+# defence, "stand-in" through something smooth in its place where it rounds, and "eot" through several random draws.
+# "bpda" takes the identity for its gradient. "queries" is a random search without any gradient: if it does better, a
+# gradient was hidden. For the diffusions, "measured" attacks only what they measure of a photo, and "surrogate" goes
+# through a shortened diffusion with EOT. The full gradient through all steps of a diffusion takes too long.
 WAYS = (
-    {"none": (), "randomization": ("gradient", "eot")}
-    | dict.fromkeys(("jpeg", "bit-depth"), ("bpda",))
-    | dict.fromkeys(("median", "total-variation"), ("gradient", "bpda"))
-    | dict.fromkeys(("blur", "resgn", "puface"), ("gradient",))
-    | dict.fromkeys(DIFFUSION, ("measured", "surrogate", "bpda"))
+    {"none": ("gradient", "queries"), "randomization": ("gradient", "eot", "bpda", "queries")}
+    | dict.fromkeys(smooth.STAND_INS, ("stand-in", "bpda", "queries"))
+    | dict.fromkeys(("blur", "median", "total-variation", "resgn", "puface"), ("gradient", "bpda", "queries"))
+    | dict.fromkeys(DIFFUSION, ("measured", "surrogate", "bpda", "queries"))
 )
 # The lowest loss that an attack saw through one of these may be a lucky draw: the images of the last step are taken.
 RANDOM = ("randomization", *DIFFUSION)
@@ -82,6 +94,8 @@ class Settings:
     steps, slow_steps : of an iterative attack; of one that runs a diffusion in every step
     sampling_steps, surrogate_steps : of a diffusion; of its shortened copy in the way "surrogate"
     eot_samples : how many random draws of a defence each step of an attack averages over
+    restarts : of PGD where it knows the defence; of each image the best one is taken
+    queries : of the random search; a tenth of them behind a diffusion
 
     Raises
     ------
@@ -98,6 +112,8 @@ class Settings:
     sampling_steps: int = 10
     surrogate_steps: int = 2
     eot_samples: int = 4
+    restarts: int = 3
+    queries: int = 500
     device: str = "auto"  # see ``precision.device``; each process asks anew, on its own machine
 
     def __post_init__(self):
@@ -157,14 +173,16 @@ def check(cell: Cell, own: Own = None) -> None:
         ("recogniser", cell.recogniser, recognisers.NAMES),
         ("recogniser", cell.source or cell.recogniser, recognisers.NAMES),
         ("goal", cell.goal, GOALS),
-        ("way", cell.way, ["static", "gradient", "eot", "bpda", "measured", "surrogate"]),
+        ("way", cell.way, ["static", *dict.fromkeys(way for ways in WAYS.values() for way in ways)]),
     ):
         if name not in known and not (what == "recogniser" and recognisers.known(name)):
             raise Invalid(f'There is no {what} "{name}"{nearest(name, known)}; there are {", ".join(known)}.')
     if cell.way in ("measured", "surrogate") and cell.defence not in DIFFUSION:
         raise Invalid(f'The way "{cell.way}" is for {", ".join(DIFFUSION)}, not for {cell.defence}.')
-    if cell.way != "static" and cell.defence == "none":
-        raise Invalid("Without a defence there is nothing to adapt to: the way is static.")
+    if cell.way not in ("static", *WAYS["none"]) and cell.defence == "none":
+        raise Invalid("Without a defence there is nothing to adapt to: the way is static, gradient or queries.")
+    if cell.way == "stand-in" and cell.defence not in smooth.STAND_INS:
+        raise Invalid(f'The way "stand-in" is for {", ".join(smooth.STAND_INS)}, not for {cell.defence}.')
     objectives.evaluating(own.get(cell.attack), own.get(cell.defence))
 
 
@@ -239,6 +257,26 @@ def _noise(images, objective, knobs):
     return (images + knobs.eps * signs.to(images)).clamp(0, 1)
 
 
+def _pgd(images, objective, knobs):
+    """PGD from several random starts; each image keeps the start that ends with the lowest loss."""
+    best, lowest, rows = images, None, torch.arange(len(images), device=images.device)
+    for start in range(knobs.restarts):
+        made = attacks.pgd(images, objective, seed=knobs.seed + 1000 * start, **knobs.iterated)
+        if knobs.restarts == 1:
+            return made
+        with torch.no_grad():
+            parts = zip(made.split(BATCH), rows.split(BATCH))
+            loss = torch.cat([objective(z, part, exact=True)[0].float() for z, part in parts])
+        better = torch.ones_like(loss, dtype=torch.bool) if lowest is None else loss < lowest
+        best = torch.where(better[:, None, None, None], made, best)
+        lowest = loss if lowest is None else torch.where(better, loss, lowest)
+    return best
+
+
+def _square(images, objective, knobs):
+    return attacks.square(images, objective, eps=knobs.eps, queries=knobs.queries, seed=knobs.seed, batch=BATCH)
+
+
 def _pfgvm(images, objective, knobs):
     """P-FGVM has no eps: alpha makes its first step a quarter as long as a change by eps in every pixel."""
     lengths = []
@@ -264,10 +302,11 @@ ATTACKS = {
     "noise": _noise,
     "FGSM": lambda x, objective, knobs: attacks.fgsm(x, objective, eps=knobs.eps, batch=BATCH),
     "I-FGSM": lambda x, objective, knobs: attacks.ifgsm(x, objective, **knobs.iterated),
-    "PGD": lambda x, objective, knobs: attacks.pgd(x, objective, seed=knobs.seed, **knobs.iterated),
+    "PGD": _pgd,
     "MI-FGSM": lambda x, objective, knobs: attacks.mifgsm(x, objective, **knobs.iterated),
     "P-FGVM": _pfgvm,
     "A3GN": _a3gn,
+    "Square": _square,
 }
 
 
@@ -290,13 +329,16 @@ def _make(cell, slow, settings, attack=None, defence=None):
     eps, seed = cell.eps_255 / 255, settings.seeds[0]
     lucky = cell.defence in RANDOM and cell.way not in ("static", "measured")
     iterated = {"eps": eps, "steps": steps, "keep_best": not lucky, "batch": BATCH}
-    knobs = SimpleNamespace(eps=eps, steps=steps, seed=seed, targets=pair.targets, iterated=iterated)
+    restarts = 1 if cell.way == "static" else settings.restarts
+    knobs = SimpleNamespace(eps=eps, steps=steps, seed=seed, targets=pair.targets, iterated=iterated, restarts=restarts)
+    knobs.queries = max(1, settings.queries // 10) if slow else settings.queries
     if cell.way != "static":
         known = _defence(cell.defence, settings, {cell.defence: defence} if defence else None, OTHER_DRAWS)
-        objective = _behind(cell.way, known, objective, settings)
+        objective = _behind(cell.way, cell.defence, known, objective, settings)
     x = pair.presented.clone()  # an own attack may work in place
     started = time.perf_counter()
-    made = attack(x, objective) if attack else ATTACKS[cell.attack](x, objective, knobs)
+    named = "Square" if cell.way == "queries" else cell.attack
+    made = attack(x, objective) if attack else ATTACKS[named](x, objective, knobs)
     return quantise(_images(made, pair.presented, cell.attack)), time.perf_counter() - started
 
 
@@ -316,10 +358,12 @@ _prior = functools.cache(prior.load)
 _photos = functools.cache(faces.fingerprint)
 
 
-def _behind(way, defence, objective, settings):
+def _behind(way, name, defence, objective, settings):
     """The objective of an attacker who knows the defence."""
     if way == "bpda":
         defence = adaptive.straight_through(defence)
+    elif way == "stand-in":
+        defence = adaptive.straight_through(defence, smooth.STAND_INS[name]())
     elif way == "measured":
         defence = ddnm.measured(defence)
     elif way == "surrogate":
@@ -331,7 +375,7 @@ def _defence(name, settings, own=None, other_draws=0):
     """A defence by its name. Random defences start their series of draws anew."""
     seed = settings.seeds[0] + other_draws
     if name == "none":
-        return torch.nn.Identity()
+        return torch.nn.Identity().eval()
     if own and name in own:
         return own[name]
     if name == "randomization":

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from faceadv import parallel, recognisers
-from faceadv.benchmark.cell import GOALS, WAYS, Cell, Own, Settings, check, measure, version
+from faceadv import adaptive, parallel, recognisers
+from faceadv.benchmark.cell import DIFFUSION, GOALS, WAYS, Cell, Own, Settings, check, measure, version
 from faceadv.errors import Invalid
 from faceadv.store import cache, progress, weights
 
-__all__ = ["NOTEBOOK", "plan", "present", "read", "run", "settings", "ways"]
+__all__ = ["BOUNDED", "NOTEBOOK", "plan", "present", "read", "run", "settings", "ways"]
 
 NOTEBOOK = "07_benchmark"
+BOUNDED = ("FGSM", "I-FGSM", "PGD", "MI-FGSM")  # the attacks that keep to the budget
 
 
 def present(names: Iterable[str]) -> list[str]:
@@ -46,54 +47,77 @@ def settings(values: Mapping) -> Settings:
     return Settings(**{name: values[name] for name in names} | {"device": str(values["device"])}, seeds=seeds)
 
 
-def plan(values: Mapping, judges: Sequence[str]) -> dict[str, list[Cell]]:
-    """The cells of notebook 07 by what they are for. Raises ``Invalid`` if there are no judges.
-
-    values: the notebook's parameters; judges: names of recognisers, of which only the first has curves and signs.
+def plan(values: Mapping, judges: Sequence[str], own: Own = None) -> dict[str, list[Cell]]:
+    """The cells of notebook 07 by what they are for.
 
     static      attacks × defences × recognisers × goals
-    adaptive    for each defence, PGD in every way that knows it
-    curve       the same ways and the static one at other budgets, dodging the first recogniser
-    transfer    attacks made with one recogniser and judged by another, without a defence
+    adaptive    for each defence, PGD in every way that knows it, and a random search
+    curve       those that keep to a budget and the same ways, but for the search, at other budgets
+    transfer    attacks made with one recogniser and judged by each, without a defence, at a budget of their own
+    moved       MI-FGSM made with one recogniser, purified, and judged by another, at the same budget
     signs       of masked gradients, for some defences: random noise, one step, no bound, transfer
+
+    Parameters
+    ----------
+    values : the notebook's parameters
+    judges : names of recognisers, of which only the first has curves and signs
+    own : defences that are not built in, by name
+
+    Raises
+    ------
+    Invalid : if there are no judges
     """
     if not judges:
         raise Invalid("None of the recognisers is here: `faceadv weights list` shows which are.")
     judges, goals, eps, product = list(dict.fromkeys(judges)), GOALS, values["eps_255"], itertools.product
-    attacks, defences = values["attack_names"], values["defence_names"]
+    attacks, defences = values["attack_names"], ["none", *values["simple_names"], *(own or {}), *values["paper_names"]]
     static = product(judges, goals, attacks, defences)
-    adaptive = product([judge for judge in judges if judge in values["adaptive_recognisers"]], goals, defences)
-    curve = product(values["curve_defences"], values["curve_eps_255"])
+    knowing = product([judge for judge in judges if judge in values["adaptive_recognisers"]], goals, defences)
+    whole = [name for name in defences if name not in DIFFUSION[:2]]  # without the single stages, which are slow
+    curve = product(goals, whole, values["curve_eps_255"])
     made = [attack for attack in attacks if attack not in ("none", "A3GN")]
-    transfer = product(goals, made, itertools.permutations(judges, 2))
+    transfer, far = product(goals, made, judges, judges), values["transfer_eps_255"]
     return {
         "static": [Cell(attack, defence, judge, goal, eps_255=eps) for judge, goal, attack, defence in static],
         "adaptive": [
-            Cell("PGD", defence, judge, goal, way, eps) for judge, goal, defence in adaptive for way in ways(defence)
+            Cell("PGD", defence, judge, goal, way, eps)
+            for judge, goal, defence in knowing
+            for way in ways(defence, own)
         ],
         "curve": [
-            Cell("PGD", defence, judges[0], "dodging", way, other)
-            for defence, other in curve
-            for way in ("static", *ways(defence))
+            Cell(attack, defence, judges[0], goal, way, other)
+            for goal, defence, other in curve
+            for attack, way in [
+                *((attack, "static") for attack in attacks if attack in BOUNDED),
+                *(("PGD", way) for way in ways(defence, own) if way != "queries"),
+            ]
         ],
         "transfer": [
-            Cell(attack, "none", judge, goal, "static", eps, source) for goal, attack, (source, judge) in transfer
+            Cell(attack, "none", judge, goal, "static", far, source if source != judge else "")
+            for goal, attack, source, judge in transfer
         ],
-        "signs": [cell for defence in values["sign_defences"] for cell in _signs(defence, judges, eps)],
+        "moved": [
+            Cell("MI-FGSM", defence, judge, goal, "static", far, source)
+            for goal, defence, (source, judge) in product(goals, defences, itertools.permutations(judges, 2))
+        ],
+        "signs": [cell for defence in values["sign_defences"] for cell in _signs(defence, judges, eps, own)],
     }
 
 
-def _signs(defence, judges, eps):
-    known = ways(defence)[:1]
+def _signs(defence, judges, eps, own):
+    known = ways(defence, own)[:1]
     cells = [("noise", "static", eps), *(("FGSM", way, eps) for way in known)]
     cells += [("PGD", way, 255.0) for way in ("static", *known)]
     cells += [("PGD", "static", eps, source) for source in judges[1:2]]
     return [Cell(attack, defence, judges[0], "dodging", *rest) for attack, *rest in cells]
 
 
-def ways(defence: str) -> tuple[str, ...]:
-    """The ways of the attacks that know a defence; BPDA for a defence that is not built in."""
-    return WAYS.get(defence, ("bpda",))
+def ways(defence: str, own: Own = None) -> tuple[str, ...]:
+    """The ways of the attacks that know a defence; for one that is not built in, its gradient too if it has one."""
+    if defence in WAYS:
+        return WAYS[defence]
+    gradient = ("gradient",) if own and defence in own and adaptive.differentiable(own[defence]) else ()
+    return (*gradient, "bpda", "queries")
 
 
 def _place(folder, cell, key):

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from faceadv import metrics
+from faceadv import metrics, records
 from faceadv.errors import Invalid
 
-__all__ = ["KEYS", "common", "label", "lines", "ranks", "summary", "worst"]
+__all__ = ["KEYS", "common", "compare", "label", "lines", "note", "paired", "ranks", "summary", "worst"]
 
 KEYS = ["recogniser", "goal", "defence", "attack", "way", "eps_255", "source"]
 REPEATS = 2000
@@ -51,6 +51,24 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
             | {"ms": 1000 * row["seconds"]["defence"], "attack_ms": 1000 * row["seconds"]["attack"]}
         )
     return pd.DataFrame(lines)
+
+
+def note(numbers: list, lines: pd.DataFrame, how: str = "right decisions; interval over people") -> pd.DataFrame:
+    """Put the numbers of ``summary``'s lines into those of a record, each once; gives the lines back.
+
+    Parameters
+    ----------
+    numbers : of the record
+    lines : one number each
+    how : what a reader of the record must know besides
+    """
+    known = {entry["name"] for entry in numbers}
+    for line in lines.to_dict("records"):
+        if label(line) not in known:
+            found, beside = (line["right"], line["low"], line["high"]), f"between seeds {line['spread']:.1f} points"
+            note = f"standard deviation {beside}"
+            numbers.append(records.number(label(line), *found, n=line["n"], unit="%", how=how, note=note))
+    return lines
 
 
 def _right(rows):
@@ -109,3 +127,39 @@ def ranks(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     rank = pd.Series(value).rank(ascending=False).to_numpy()
     table = pd.DataFrame({"right": value, "rank": rank, "low": low, "high": high}, index=list(rows["defence"]))
     return table.sort_values(["rank", "low"])
+
+
+def paired(rows: pd.DataFrame, rival: str) -> pd.DataFrame:
+    """How many points more of the pairs are right behind each defence than behind a rival, on the same pairs.
+
+    The result has the defences as its index and the columns points, low, high, by ``metrics.gain`` over people. Raises
+    ``Invalid`` if the rows are not of the same pairs, or if none or several are the rival's.
+    """
+    right, names = _right(rows), list(rows["defence"])
+    if names.count(rival) != 1:
+        raise Invalid(f'There must be one row of "{rival}", and there are {names.count(rival)}.')
+    other, who = right[names.index(rival)], rows["who"].iloc[0]
+    people = np.unique(who, return_inverse=True)[1]
+    found = {
+        name: [100 * v for v in metrics.gain(mine, other, people)] for name, mine in zip(names, right) if name != rival
+    }
+    return pd.DataFrame.from_dict(found, orient="index", columns=["points", "low", "high"])
+
+
+def compare(first: Mapping, second: Mapping) -> pd.DataFrame:
+    """Two records number by number: the value of each, the difference, and whether their intervals are apart.
+
+    first, second: records as ``records.read`` gives them. Numbers that only one of them has come last.
+    """
+    tables = [{entry["name"]: entry for entry in record["numbers"]} for record in (first, second)]
+    rows = []
+    for name in dict.fromkeys([*tables[0], *tables[1]]):
+        a, b = (table.get(name) for table in tables)
+        row = {"name": name, "first": a and a["value"], "second": b and b["value"]}
+        if a and b:
+            row["difference"] = b["value"] - a["value"]
+            sure = all(entry[key] is not None for entry in (a, b) for key in ("low", "high"))
+            row["apart"] = bool(sure and (a["low"] > b["high"] or b["low"] > a["high"]))
+        rows.append(row)
+    table = pd.DataFrame(rows, columns=["name", "first", "second", "difference", "apart"])
+    return table.sort_values("difference", key=lambda column: column.isna(), kind="stable", ignore_index=True)

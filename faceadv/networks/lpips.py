@@ -8,7 +8,6 @@ import functools
 from collections.abc import Callable
 
 import torch
-from torchmetrics.functional.image.lpips import _LPIPS
 
 from faceadv.networks.common import checked
 from faceadv.store import weights
@@ -27,6 +26,8 @@ def load(device: torch.device | str = "cpu") -> Callable[[torch.Tensor, torch.Te
 
 @functools.lru_cache(maxsize=1)  # the file has 244 MB, and each call of a cloak asks for it
 def _network(path, device):
+    from torchmetrics.functional.image.lpips import _LPIPS  # takes seconds
+
     state = weights.read_state(path)
     # with AlexNet's trunk as random numbers, torchmetrics does not try to download it
     network = _LPIPS(net="alex", pnet_rand=True)

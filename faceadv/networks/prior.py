@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import DDPMPipeline, SchedulerMixin, UNet2DModel
-from diffusers.utils import logging
 from torch import nn
 
 from faceadv.errors import Invalid, Missing
 from faceadv.store import weights
+
+if TYPE_CHECKING:  # takes seconds, so it is imported where it is used
+    from diffusers import SchedulerMixin, UNet2DModel
 
 __all__ = ["build", "load", "prediction", "side"]
 
@@ -17,8 +19,10 @@ __all__ = ["build", "load", "prediction", "side"]
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
 
-def build(side: int, widths: Sequence[int]) -> UNet2DModel:
+def build(side: int, widths: Sequence[int]) -> "UNet2DModel":
     """A UNet of diffusers for RGB images of that side: a level with one block for each width, attention on the last."""
+    from diffusers import UNet2DModel
+
     plain = len(widths) - 1
     return UNet2DModel(
         sample_size=side,
@@ -40,7 +44,7 @@ def side(unet: nn.Module) -> int:
     return sides.pop()
 
 
-def prediction(schedule: SchedulerMixin | None) -> str:
+def prediction(schedule: "SchedulerMixin | None") -> str:
     """What a UNet with this scheduler of diffusers predicts, one of ``PREDICTIONS``. ``Invalid`` for anything else."""
     kind = getattr(getattr(schedule, "config", None), "prediction_type", "epsilon")
     if kind not in PREDICTIONS:
@@ -48,12 +52,15 @@ def prediction(schedule: SchedulerMixin | None) -> str:
     return kind
 
 
-def load(name: str | Path = "shipped") -> tuple[UNet2DModel, SchedulerMixin]:
+def load(name: str | Path = "shipped") -> "tuple[UNet2DModel, SchedulerMixin]":
     """A diffusion prior, ``(unet, schedule)``: "shipped", one to fetch, a folder, or a name on the Hugging Face hub.
 
     It may be any model of square RGB images without classes that diffusers' ``DDPMPipeline.from_pretrained`` loads. It
     comes frozen and in float32. Raises ``Missing`` if there is none, ``Invalid`` for a model of another kind.
     """
+    from diffusers import DDPMPipeline, UNet2DModel
+    from diffusers.utils import logging
+
     if name == "shipped":
         name = weights.checked("prior")
     name = weights.DOWNLOADS.get(name, {}).get("hub", name)

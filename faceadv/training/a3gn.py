@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torchvision.utils import make_grid
 
 from faceadv import faces, pairs, recognisers
 from faceadv.networks.a3gn import A3GN, Discriminator
@@ -136,6 +135,8 @@ def train(
         return {name: loss.item() for name, loss in value.items()}
 
     def sheet():
+        from torchvision.utils import make_grid  # takes seconds
+
         x, made, y = (images[:SHEET] for images in seen["images"])
         return make_grid(torch.cat([x, made, 0.5 + 5 * (made - x), y]), len(x))
 

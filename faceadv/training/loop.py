@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torchvision.utils import save_image
 
 from faceadv import faces, pairs, precision
 from faceadv.errors import Failed, Invalid, Missing, UserError
@@ -154,6 +153,8 @@ def _save(plan, identity, out, step):
     with replacing(out / CHECKPOINT) as part:
         part.write_bytes(content.getbuffer())
     if plan.sheet:
+        from torchvision.utils import save_image  # takes seconds
+
         with replacing(out / f"sheet-{step:06d}.png") as part:
             save_image(plan.sheet(), part, format="png")
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from diffusers import DDPMPipeline
 
 from faceadv.course import profiles
 from faceadv.errors import Failed, Invalid, Missing, UserError
@@ -50,7 +51,7 @@ def test_weights(trap, tmp_path):
 def test_a_diffusion_model_in_the_form_of_2022(trap, tmp_path):
     unet, schedule = prior.load()
     folder = tmp_path / "model"
-    prior.DDPMPipeline(unet, schedule).save_pretrained(folder, safe_serialization=False)
+    DDPMPipeline(unet, schedule).save_pretrained(folder, safe_serialization=False)
     prior.load(folder)
     (file,) = folder.rglob("*.bin")
     torch.save({name: trap for name in unet.state_dict()}, file)

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from faceadv.benchmark import tables
 from faceadv.course import assignments, page, run
 from faceadv.store.paths import PROJECT
 
@@ -81,9 +82,22 @@ def test_no_cell_of_a_sweep_begins_a_formula(name):
     assert lines == [f"'{name},name,value,unit", f"-1,'{name},-0.5,%", f"2,rate,,'{name}"]
 
 
+def test_no_cell_of_the_long_table_begins_a_formula(tmp_path):
+    name = "dlib, dodging, =1+1, none, static, 2/255"
+    record = {
+        "numbers": [{"name": name, "value": 1, "low": 0, "high": 2, "n": 3}],
+        "profile": "-1",
+        "seed": 0,
+        "data": {"faces": "@SUM(A1)"},
+    }
+    head, line = tables.write([record], tmp_path)[0].read_text().splitlines()
+    assert line == "'-1,'@SUM(A1),0,dlib,dodging,'=1+1,none,static,2.0,,1.0,0.0,2.0,3"
+    assert head == ",".join(tables.COLUMNS)
+
+
 def test_nobody_else_writes_tables():
     """A new writer of CSV needs ``csv_safe``, and a test like those above."""
     folders = [PROJECT / folder for folder in ("faceadv", "benchmarks", "docs", "notebooks", "assignments")]
     files = [path for folder in folders for path in folder.rglob("*") if path.suffix in {".py", ".ipynb"}]
     writers = {path.name for path in files if re.search(r"to_csv\(|csv\.\w*[wW]riter|to_excel", path.read_text())}
-    assert writers == {"assignments.py", "deidentify.py", "exchange.py", "run.py"}
+    assert writers == {"assignments.py", "deidentify.py", "exchange.py", "run.py", "tables.py"}
